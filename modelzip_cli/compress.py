@@ -1,0 +1,242 @@
+"""The engine: plan x source -> sink. Reads each weight once, transforms it once, writes it once.
+
+Workers read, encode and measure slabs; this thread writes them in order. A window of twice as many slabs as workers is
+in flight, so memory does not depend on the model. Restoring is the same engine with treatment `keep`, layout `dense`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modelzip_cli.compare import Errors
+from modelzip_cli.errors import DoesNotFit, inert
+from modelzip_cli.kernels import jit
+from modelzip_cli.kernels.sums import Sums, error_sums
+from modelzip_cli.kernels.widen import narrow, widen
+from modelzip_cli.layouts.native import Record, encode_parts
+from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
+from modelzip_cli.report import finite
+from modelzip_cli.source import AnySource
+from modelzip_cli.tensors import Bits, Sink
+
+Progress = Callable[[int], None]  # told how many source bytes are done
+TASK_UNITS = 128 * 1024  # slabs of small tensors are bundled up to this size: a task costs some 50 us
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A piece of a tensor: rows [first, last) when it is treated, raw units [first, last) when it is kept."""
+
+    tensor: TensorPlan
+    first: int
+    last: int
+
+    @property
+    def units(self) -> int:
+        """How much work it is."""
+        return (self.last - self.first) * (self.tensor.spec.matrix[1] if self.tensor.scheme else 1)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A slab as it is stored: bytes and CRC-32 by local part name, and the sums for the error figures."""
+
+    slab: Slab
+    parts: Mapping[str, tuple[memoryview, int]]
+    sums: Sums | None
+
+
+@dataclass
+class Outcome:
+    """What a run found out: checksums and error sums by tensor."""
+
+    crc32: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    sums: dict[str, list[Sums]] = field(default_factory=dict)
+
+    def add(self, encoded: Encoded) -> None:
+        """Take in one slab."""
+        name = encoded.slab.tensor.spec.name
+        for local, (_, crc) in encoded.parts.items():
+            self.crc32.setdefault(name, {}).setdefault(local, []).append(crc)
+        if encoded.sums is not None:
+            self.sums.setdefault(name, []).append(encoded.sums)
+
+    def errors(self, tensor: TensorPlan) -> Errors | None:
+        """The error of a treated tensor; None for one that is kept."""
+        return Errors.of(tensor.spec.size, self.sums.get(tensor.spec.name, [])) if tensor.scheme else None
+
+    def records(self, plan: Plan) -> list[Record]:
+        """The manifest entries of all tensors that are stored."""
+        return [
+            Record(
+                tensor.spec,
+                tensor.scheme,
+                tensor.parts,
+                {part.local: tuple(self.crc32.get(tensor.spec.name, {}).get(part.local, ())) for part in tensor.parts},
+                _figures(self.errors(tensor)),
+            )
+            for tensor in plan.tensors
+            if not tensor.tie
+        ]
+
+
+def _figures(errors: Errors | None) -> dict[str, Any]:
+    """The error figures as the manifest holds them; rounded, so that their width is bounded."""
+    if errors is None:
+        return {}
+    return {
+        "sqnr_db": finite(errors.sqnr_db, 4),
+        "cosine": finite(errors.cosine, 8),
+        "max_abs_error": float(f"{errors.max_abs_error:.6g}"),
+        "sparsity": finite(errors.sparsity, 6),
+    }
+
+
+WIDEST = {"sqnr_db": -1234.1234, "cosine": -0.12345678, "max_abs_error": 1.23456e-300, "sparsity": 0.123456}
+
+
+def widest_records(plan: Plan) -> list[Record]:
+    """Manifest entries as wide as any that `plan` can lead to: what the header's space is reserved from."""
+    from modelzip_cli.layouts.native import slab_count
+
+    return [
+        Record(
+            tensor.spec,
+            tensor.scheme,
+            tensor.parts,
+            {part.local: (0,) * slab_count(tensor.spec, tensor.scheme, part) for part in tensor.parts},
+            WIDEST if tensor.scheme else {},
+        )
+        for tensor in plan.tensors
+        if not tensor.tie
+    ]
+
+
+def run(
+    plan: Plan, source: AnySource, sink: Sink, *, jobs: int, executor: Executor, progress: Progress = lambda _: None
+) -> Outcome:
+    """Carry out `plan`: encode every tensor of `source` and write it to `sink`, which the caller commits or aborts.
+
+    `executor` has `jobs` threads. Raises NonFinite for a treated tensor with NaN or infinity, and what reading and
+    writing raise.
+    """
+    jit.expect(plan.weights)
+    outcome = Outcome()
+    begun: dict[str, dict[str, int]] = {}  # per tensor, where the next slab of each part goes
+    for encoded in _in_order(executor, _tasks(plan, source), window=2 * jobs):
+        tensor = encoded.slab.tensor
+        places = begun.get(tensor.spec.name)
+        if places is None:
+            _begin_until(plan, sink, begun, tensor)
+            places = begun[tensor.spec.name]
+        for part in tensor.parts:
+            if part.local in encoded.parts:
+                data, crc = encoded.parts[part.local]
+                sink.write(part.spec.name, places[part.local], data, crc)
+                places[part.local] += data.nbytes
+        outcome.add(encoded)
+        progress(encoded.slab.units * tensor.spec.dtype.unit.itemsize)
+    _begin_until(plan, sink, begun, None)
+    return outcome
+
+
+def _begin_until(plan: Plan, sink: Sink, begun: dict[str, dict[str, int]], tensor: TensorPlan | None) -> None:
+    """Make room for the parts of all tensors up to `tensor`; empty ones have no slab of their own."""
+    for planned in plan.tensors:
+        name = planned.spec.name
+        if name not in begun:
+            begun[name] = {part.local: 0 for part in planned.parts}
+            for part in planned.parts if not planned.tie else ():
+                sink.begin(part.spec)
+        if planned is tensor:
+            return
+
+
+def _tasks(plan: Plan, source: AnySource) -> Iterator[Callable[[], list[Encoded]]]:
+    """The work in file order, slabs of small tensors bundled."""
+    bundle: list[Slab] = []
+    for slab in _slabs(plan):
+        if bundle and sum(other.units for other in bundle) + slab.units > TASK_UNITS:
+            yield _Task(plan, source, tuple(bundle))
+            bundle = []
+        bundle.append(slab)
+    if bundle:
+        yield _Task(plan, source, tuple(bundle))
+
+
+def _slabs(plan: Plan) -> Iterator[Slab]:
+    for tensor in plan.tensors:
+        if tensor.tie:
+            continue
+        cuts = tensor.spec.row_slabs() if tensor.scheme else tensor.spec.unit_slabs()
+        for first, last in cuts:
+            yield Slab(tensor, first, last)
+
+
+@dataclass(frozen=True)
+class _Task:
+    plan: Plan
+    source: AnySource
+    slabs: tuple[Slab, ...]
+
+    def __call__(self) -> list[Encoded]:
+        return [encode(slab, self.source, self.plan.layout) for slab in self.slabs]
+
+
+def _in_order(
+    executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int
+) -> Iterator[Encoded]:
+    """Run tasks on the executor, `window` of them at a time, and yield their results in order."""
+    waiting: deque[Future[list[Encoded]]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(executor.submit(task))
+            if len(waiting) >= window:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def encode(slab: Slab, source: AnySource, layout: str) -> Encoded:
+    """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread."""
+    tensor = slab.tensor
+    spec, scheme = tensor.spec, tensor.scheme
+    if scheme is None:
+        bits = source.read(spec.name, slab.first, slab.last)
+        return Encoded(slab, {tensor.parts[0].local: _summed(bits)}, None)
+    block = read_block(source, spec, slab.first, slab.last)
+    params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
+    codes = scheme.encode(block, params)
+    decoded = scheme.decode(codes, params)
+    dtype = scheme.plain or spec.dtype
+    stored = narrow(decoded, dtype) if dtype.bits < 32 or layout == "dense" else decoded
+    restored = widen(stored, dtype) if dtype.bits < 32 else decoded
+    sums = error_sums(block.reshape(-1), restored.reshape(-1))
+    if not np.isfinite(sums).all():
+        if np.isfinite(block).all():
+            raise DoesNotFit(f"{source.file.label}: tensor {inert(spec.name)} does not fit {scheme} in {dtype}")
+        raise refuse_nonfinite(source, spec)
+    if layout == "dense":
+        return Encoded(slab, {tensor.parts[0].local: _summed(stored)}, sums)
+    parts = {
+        local: _summed(bits)
+        for local, bits in encode_parts(scheme, codes, params).items()
+        if slab.first == 0 or next(part for part in tensor.parts if part.local == local).per_row
+    }
+    return Encoded(slab, parts, sums)
+
+
+def _summed(bits: Bits) -> tuple[memoryview, int]:
+    """Bytes and their CRC-32."""
+    data = memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8))
+    return data, zlib.crc32(data)

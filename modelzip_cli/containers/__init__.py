@@ -1,0 +1,1 @@
+"""Bytes <-> named arrays: safetensors files and torch files, read and written by us."""

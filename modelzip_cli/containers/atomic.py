@@ -1,0 +1,138 @@
+"""An output appears whole or not at all. The only module that opens a path for writing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from modelzip_cli.errors import CannotWrite, OutputExists, inert
+
+PREFIX, SUFFIX = ".modelzip-", ".tmp"
+TEMPORARY = re.compile(re.escape(PREFIX) + r"\d+-[0-9a-f]{16}" + re.escape(SUFFIX))
+
+
+class AtomicFile:
+    """A file that is written under a temporary name in its folder and renamed when `commit` is called.
+
+    The temporary is created exclusively, holds an advisory lock while it lives, and is removed by `abort`. A killed
+    process leaves one behind; the next output to that folder removes those whose lock is free. Every failing call
+    raises CannotWrite with the path of the output and the reason.
+    """
+
+    def __init__(self, path: Path, *, replace: bool) -> None:
+        self.path = path
+        self._replace = replace
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link keeps pointing where it did
+        self._target = target
+        remove_stale(target.parent)
+        self._temporary = target.parent / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor: int | None = None
+        with self._errors():
+            self._descriptor = os.open(self._temporary, flags, 0o666)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CannotWrite(f"{inert(str(self.path))}: cannot write: {error.strerror or error}") from error
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put `data` at `offset` of the file; short writes and interrupts are continued."""
+        assert self._descriptor is not None
+        view = memoryview(data).cast("B")
+        with self._errors():
+            while view.nbytes:
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+
+    def sync(self) -> int:
+        """Bring the bytes to the disk; return the size of the file."""
+        assert self._descriptor is not None
+        with self._errors():
+            os.fsync(self._descriptor)
+            return os.fstat(self._descriptor).st_size
+
+    def commit(self) -> None:
+        """Give the file, synced before, its name."""
+        assert self._descriptor is not None
+        with self._errors():
+            if self._replace and self._target.exists():
+                mode = self._target.stat().st_mode & 0o777
+                os.fchmod(self._descriptor, mode & os.fstat(self._descriptor).st_mode)  # a narrower mode stays narrow
+            self._rename()
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+            _sync_folder(self._target.parent)
+
+    def _rename(self) -> None:
+        if self._replace:
+            os.rename(self._temporary, self._target)
+            return
+        try:
+            os.link(self._temporary, self._target)  # fails where the name was taken meanwhile: two runs cannot both win
+        except FileExistsError:
+            raise OutputExists(f"{inert(str(self.path))} was created by another program; -f replaces it") from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if self._target.exists():  # a file system without hard links
+                raise OutputExists(f"{inert(str(self.path))} was created by another program; -f replaces it") from None
+            os.rename(self._temporary, self._target)
+            return
+        os.unlink(self._temporary)
+
+    def abort(self) -> None:
+        """Remove the temporary; does nothing after `commit`."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str, *, replace: bool) -> None:
+    """Write a small text file, whole or not at all. Raises CannotWrite and OutputExists."""
+    if not replace and path.exists():
+        raise OutputExists(f"{inert(str(path))} exists; -f replaces it")
+    output = AtomicFile(path, replace=replace)
+    try:
+        output.write(0, text.encode())
+        output.sync()
+        output.commit()
+    finally:
+        output.abort()
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove temporaries in `folder` that a killed process left: those whose lock nobody holds."""
+    try:
+        names = [name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]
+    except OSError:
+        return  # creating the output will say what is wrong with the folder
+    for name in names:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(folder / name)
+            finally:
+                os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""Where the weights are inside a torch file, and what is kept of the rest.
+
+People save a bare state dict, a trainer checkpoint with the state dict under some key, or one bare tensor
+(docs/format.md, section 4, has the rules).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelzip_cli.containers.tree import Global, Named, Opaque, TensorRef, Tree, Weights, is_dtype_name
+from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+
+PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
+NOT_WEIGHTS = ("optim", "sched", "scaler", "ema", "average", "shadow", "momentum", "rng", "loops", "callbacks")
+MOST_VALUES = 5_000_000
+MOST_NESTING = 64
+BARE = "tensor"  # the name of the one tensor of a file that is a bare tensor
+
+
+@dataclass
+class Nested:
+    """A torch file taken apart: named tensors, and the `tree` of the rest, with `Weights` where the state dict was."""
+
+    tree: Tree = None
+    path: str = ""
+    weights: dict[str, TensorRef] = field(default_factory=dict)
+    beside: dict[str, TensorRef] = field(default_factory=dict)
+    opaque: list[str] = field(default_factory=list)
+
+
+def take_apart(root: Tree, *, label: str, key: str | None, keep_extras: bool) -> Nested:
+    """Find the state dict in `root` and clean the rest of it.
+
+    `key` names the state dict, dots between levels. With `keep_extras`, tensors beside the weights stay in the tree as
+    `Named`; without, they are left out. Raises UnsafeInput where an object of an unknown class stands for the weights,
+    UsageError where several state dicts could be meant.
+    """
+    if isinstance(root, TensorRef):
+        return Nested(Weights("tensor"), "", {BARE: root})
+    path = _choose(root, label, key)
+    found = Nested(path=".".join(path))
+    found.tree = _Cleaner(found, path, label, keep_extras).clean(root, ())
+    return found
+
+
+def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
+    candidates = {path: size for path, size in _state_dicts(root, (), set())}
+    if key is not None:
+        for path in candidates:
+            if ".".join(path) == key:
+                return path
+        names = [".".join(path) for path in candidates if path]
+        raise UsageError(f"{label}: --key {key!r} names no state dict{did_you_mean(key, names)}; there {_list(names)}")
+    unknown = next(_opaque_objects(root, 0), None)
+    if isinstance(root, dict):
+        for name in PREFERRED:
+            if isinstance(root.get(name), Opaque):
+                unknown = root[name]
+                candidates = {}
+    elif isinstance(root, Opaque):
+        unknown = root
+    likely = [path for path in candidates if not any(word in part.lower() for part in path for word in NOT_WEIGHTS)]
+    preferred = [path for path in likely if path and all(part in PREFERRED for part in path)]
+    if preferred:
+        return min(preferred, key=lambda path: (PREFERRED.index(path[0]), len(path)))
+    if () in candidates or len(likely) == 1:
+        return () if () in candidates else likely[0]
+    if likely:
+        names = [".".join(path) for path in likely]
+        raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
+    if unknown is not None:
+        raise UnsafeInput(
+            f"{label}: the weights are inside an object of class {inert(unknown.name)}, which only its own code can "
+            "rebuild; nothing was run; save model.state_dict() instead of the model"
+        )
+    raise UnsupportedCheckpoint(f"{label}: holds no state dict (a dict from names to tensors)")
+
+
+def _list(names: list[str]) -> str:
+    return f"are {inert(', '.join(names))}" if names else "is only the file itself"
+
+
+def _state_dicts(tree: Tree, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the path and the number of tensors of each dict that maps text to tensors."""
+    if not isinstance(tree, dict) or id(tree) in seen or len(path) > MOST_NESTING:
+        return
+    seen.add(id(tree))
+    tensors = sum(isinstance(name, str) and isinstance(value, TensorRef) for name, value in tree.items())
+    if tensors:
+        yield path, tensors
+    for name, value in tree.items():
+        if isinstance(name, str):
+            yield from _state_dicts(value, (*path, name), seen)
+
+
+def _opaque_objects(tree: Tree, depth: int) -> Iterator[Opaque]:
+    if isinstance(tree, Opaque):
+        yield tree
+    elif depth < 3 and isinstance(tree, (dict, list, tuple)):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _opaque_objects(value, depth + 1)
+
+
+class _Cleaner:
+    """Rebuild a tree without tensors and unknown objects, filling a `Nested` on the way."""
+
+    def __init__(self, found: Nested, path: tuple[str, ...], label: str, keep_extras: bool) -> None:
+        self.found, self.path, self.label, self.keep_extras = found, path, label, keep_extras
+        self.values = 0
+
+    def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
+        """Return `tree` with only values that a tree may hold; what may not be kept becomes None."""
+        self.values += 1
+        if self.values > MOST_VALUES or len(path) > MOST_NESTING:
+            raise BrokenCheckpoint(f"{self.label}: the values beside the weights are too many or nested too deeply")
+        if isinstance(tree, TensorRef):
+            return self.tensor_beside(tree, path)
+        if self.is_unknown(tree):
+            return None
+        if isinstance(tree, dict):
+            return self.state_dict(tree, path) if path == self.path else self.plain_dict(tree, path)
+        if isinstance(tree, (list, tuple)):
+            items = [self.clean(value, (*path, str(place))) for place, value in enumerate(tree)]
+            return items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, (set, frozenset)):
+            return type(tree)(value for value in tree if not self.is_unknown(value))
+        return tree
+
+    def is_unknown(self, tree: Tree) -> bool:
+        """Note the name of an object that is not kept."""
+        unknown = isinstance(tree, Opaque) or (isinstance(tree, Global) and not is_dtype_name(tree.name))
+        if unknown and tree.name not in self.found.opaque:
+            self.found.opaque.append(tree.name)
+        return unknown
+
+    def drops(self, value: Any) -> bool:
+        return self.is_unknown(value) or (isinstance(value, TensorRef) and not self.keep_extras)
+
+    def plain_dict(self, tree: dict[Any, Any], path: tuple[str, ...]) -> dict[Any, Any]:
+        cleaned: dict[Any, Any] = OrderedDict() if isinstance(tree, OrderedDict) else {}
+        for key, value in tree.items():
+            if self.is_unknown(key):
+                continue
+            kept = self.clean(value, (*path, str(key)))
+            if not self.drops(value):
+                cleaned[key] = kept
+        if hasattr(tree, "_metadata"):
+            cleaned._metadata = self.clean(tree._metadata, (*path, "_metadata"))  # type: ignore[attr-defined]
+        return cleaned
+
+    def state_dict(self, tree: dict[Any, Any], path: tuple[str, ...]) -> Weights:
+        others = []
+        for position, (key, value) in enumerate(tree.items()):
+            if isinstance(key, str) and isinstance(value, TensorRef):
+                self.found.weights[key] = value
+                continue
+            kept = self.clean(value, (*path, str(key)))
+            if not self.drops(value) and not self.is_unknown(key):
+                others.append((position, key, kept))
+        metadata = self.clean(getattr(tree, "_metadata", None), (*path, "_metadata"))
+        return Weights("OrderedDict" if isinstance(tree, OrderedDict) else "dict", tuple(others), metadata)
+
+    def tensor_beside(self, tensor: TensorRef, path: tuple[str, ...]) -> Named | None:
+        name = ".".join(path)
+        while name in self.found.beside:
+            name += "'"
+        self.found.beside[name] = tensor
+        return Named(name) if self.keep_extras else None

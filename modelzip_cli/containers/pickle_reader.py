@@ -1,0 +1,355 @@
+"""The pickle inside a torch file, read by an opcode loop of our own: nothing is imported, called or constructed.
+
+Source: CPython, Lib/pickletools.py (the opcodes, protocols 0 to 5) and Lib/pickle.py (what they mean); PyTorch,
+torch/_weights_only_unpickler.py (which of them torch writes). What is not in the tables below becomes `Opaque`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from modelzip_cli.containers.tree import CALLS, Call, Global, Opaque, StorageRef, TensorRef, Tree
+from modelzip_cli.tensors import DTYPES, DType
+
+MOST_OPCODES = 20_000_000
+_MARK = object()
+
+STORAGES: dict[str, DType | None] = {
+    **{
+        f"torch.{name}Storage": DTYPES[dtype]
+        for name, dtype in {
+            "Double": "f64",
+            "Float": "f32",
+            "Half": "f16",
+            "BFloat16": "bf16",
+            "Long": "i64",
+            "Int": "i32",
+            "Short": "i16",
+            "Char": "i8",
+            "Byte": "u8",
+            "Bool": "bool",
+            "ComplexFloat": "c64",
+            "ComplexDouble": "c128",
+        }.items()
+    },
+    "torch.storage.UntypedStorage": None,
+}
+TORCH_DTYPES = {f"torch.{dtype.torch}": dtype for dtype in DTYPES.values() if dtype.torch}
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+class BadPickle(ValueError):
+    """The bytes are not a pickle that we follow; the message says where and why."""
+
+
+def read_pickle(data: bytes) -> Tree:
+    """Return the value that pickle `data` describes, as a tree of inert values. Raises BadPickle, nothing else."""
+    try:
+        return _Machine(data).run()
+    except BadPickle:
+        raise
+    except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, RecursionError) as error:
+        raise BadPickle(f"malformed pickle: {type(error).__name__}") from None
+
+
+class _Machine:
+    """The stack machine of pickle. Each opcode is a method, found by its byte in `_OPCODES`."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.place = data, 0
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Tree:
+        for _ in range(MOST_OPCODES):
+            opcode = self.data[self.place]
+            self.place += 1
+            if opcode == 0x2E:  # STOP
+                return self.stack.pop()
+            step = _OPCODES.get(opcode)
+            if step is None:
+                raise BadPickle(f"opcode 0x{opcode:02x} at byte {self.place - 1} is not one that torch writes")
+            step(self)
+        raise BadPickle(f"more than {MOST_OPCODES:,} opcodes")
+
+    # Arguments
+
+    def take(self, length: int) -> bytes:
+        end = self.place + length
+        if length < 0 or end > len(self.data):
+            raise BadPickle("the pickle ends early")
+        piece = self.data[self.place : end]
+        self.place = end
+        return piece
+
+    def number(self, width: int, *, signed: bool = False) -> int:
+        return int.from_bytes(self.take(width), "little", signed=signed)
+
+    def line(self) -> bytes:
+        end = self.data.index(b"\n", self.place)
+        piece = self.data[self.place : end]
+        self.place = end + 1
+        return piece
+
+    def until_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        items.reverse()
+        return items
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def text(self, width: int) -> None:
+        self.push(self.take(self.number(width)).decode("utf-8", "surrogatepass"))
+
+    def python_2_text(self, width: int) -> None:
+        raw = self.take(self.number(width))
+        try:
+            self.push(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            self.push(raw)
+
+    # Containers
+
+    def memoize(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Opaque):
+            target.contents.extend(items)
+        elif isinstance(target, dict):
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                target[key] = value
+        else:
+            raise BadPickle("SETITEM on something that is not a dict")
+
+    def append_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Opaque):
+            target.contents.extend(items)
+        elif isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, set):
+            target.update(items)
+        else:
+            raise BadPickle("APPEND on something that is not a list")
+
+    def take_dict(self) -> None:
+        items = self.until_mark()
+        self.push({})
+        self.set_items(items)
+
+    def take_tuple(self, length: int) -> None:
+        items = tuple(self.stack[-length:]) if length else ()
+        if _MARK in items or len(items) < length:
+            raise BadPickle("a tuple reaches below its mark")
+        if length:
+            del self.stack[-length:]
+        self.push(items)
+
+    # Names and what stands for objects
+
+    def find(self, module: str, name: str) -> None:
+        self.push(Global(f"{PYTHON_2.get(module, module)}.{name}"))
+
+    def stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise BadPickle("a global whose name is not text")
+        self.find(module, name)
+
+    def reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.push(_call(function, arguments))
+
+    def new_object(self, *, keywords: bool = False) -> None:
+        if keywords:
+            self.stack.pop()
+        self.reduce()
+
+    def build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Opaque):
+            target.contents.append(state)
+        elif isinstance(target, OrderedDict):
+            if isinstance(state, dict) and "_metadata" in state:  # what torch hangs on a state dict; nothing else
+                target._metadata = state["_metadata"]  # type: ignore[attr-defined]
+        elif not isinstance(target, TensorRef):
+            raise BadPickle("BUILD on something that has no state")
+
+    def persistent(self) -> None:
+        """A storage: ("storage", type, key, location, numel)."""
+        match self.stack.pop():
+            case ("storage", Global(name=kind), str(key), str() | None, int(numel), *_) if kind in STORAGES:
+                self.push(StorageRef(key, STORAGES[kind], _count(numel)))
+            case _:
+                raise BadPickle("a persistent id that is not a storage of a known type")
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise BadPickle("a size, stride or offset is not a whole number in range")
+    return value
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    if isinstance(value, Call):
+        (value,) = value.arguments
+    if not isinstance(value, (tuple, list)) or len(value) > 64:
+        raise BadPickle("a shape or stride is not a tuple of at most 64 numbers")
+    return tuple(_count(item) for item in value)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
+    if not isinstance(storage, StorageRef) or storage.dtype is None:
+        raise BadPickle("a tensor without a typed storage")
+    _no_lazy_bits(rest[2:])
+    return TensorRef(storage, storage.dtype, _count(offset), _counts(shape), _counts(strides))
+
+
+def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any) -> TensorRef:
+    if not isinstance(storage, StorageRef) or not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
+        raise BadPickle("a tensor of an unknown dtype")
+    _no_lazy_bits(rest)
+    return TensorRef(storage, TORCH_DTYPES[dtype.name], _count(offset), _counts(shape), _counts(strides))
+
+
+def _no_lazy_bits(metadata: tuple[Any, ...]) -> None:
+    if metadata and isinstance(metadata[0], dict) and any(metadata[0].get(bit) for bit in ("conj", "neg")):
+        raise BadPickle("a conjugate or negative view: its bytes have another sign; save tensor.resolve_conj()")
+
+
+def _from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
+    return _call(function, arguments)
+
+
+def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((key, value) for key, value in items)
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise BadPickle("bytes in an unknown encoding")
+    return text.encode("latin-1")
+
+
+def _collection(kind: type) -> Callable[..., Any]:
+    def build(items: Any = ()) -> Any:
+        if not isinstance(items, (list, tuple, set, bytes)):  # bytearray(2 ** 31) would take the memory
+            raise BadPickle(f"a {kind.__name__} of something that is not a list")
+        return kind(items)
+
+    return build
+
+
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "collections.OrderedDict": _ordered_dict,
+    "_codecs.encode": _encode,
+    "builtins.set": _collection(set),
+    "builtins.frozenset": _collection(frozenset),
+    "builtins.list": _collection(list),
+    "builtins.tuple": _collection(tuple),
+    "builtins.bytearray": _collection(bytearray),
+    "builtins.dict": lambda items=(): dict(items),
+    "builtins.complex": lambda real, imag: complex(float(real), float(imag)),
+}
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, Global):
+        return Opaque(function.name if isinstance(function, Opaque) else "an object", [arguments])
+    if not isinstance(arguments, tuple):
+        raise BadPickle("arguments that are not a tuple")
+    if function.name in CONSTRUCTORS:
+        return CONSTRUCTORS[function.name](*arguments)
+    if function.name in CALLS:
+        return Call(function.name, arguments)
+    return Opaque(function.name, [*arguments])
+
+
+def _float(machine: _Machine) -> None:
+    machine.push(struct.unpack(">d", machine.take(8))[0])
+
+
+def _global_line(machine: _Machine) -> None:
+    module, name = machine.line().decode("utf-8"), machine.line().decode("utf-8")
+    machine.find(module, name)
+
+
+def _int_line(machine: _Machine) -> None:
+    line = machine.line()
+    machine.push({b"00": False, b"01": True}.get(line) if line in (b"00", b"01") else int(line))
+
+
+_OPCODES: dict[int, Callable[[_Machine], Any]] = {
+    0x80: lambda m: m.take(1),  # PROTO
+    0x95: lambda m: m.take(8),  # FRAME
+    0x28: lambda m: m.push(_MARK),
+    0x30: lambda m: m.stack.pop(),  # POP
+    0x31: lambda m: m.until_mark(),  # POP_MARK
+    0x32: lambda m: m.push(m.stack[-1]),  # DUP
+    0x4E: lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    0x49: _int_line,
+    0x4A: lambda m: m.push(m.number(4, signed=True)),
+    0x4B: lambda m: m.push(m.number(1)),
+    0x4D: lambda m: m.push(m.number(2)),
+    0x4C: lambda m: m.push(int(m.line().rstrip(b"L"))),
+    0x8A: lambda m: m.push(int.from_bytes(m.take(m.number(1)), "little", signed=True)),
+    0x8B: lambda m: m.push(int.from_bytes(m.take(m.number(4)), "little", signed=True)),
+    0x46: lambda m: m.push(float(m.line())),
+    0x47: _float,
+    0x55: lambda m: m.python_2_text(1),  # SHORT_BINSTRING
+    0x54: lambda m: m.python_2_text(4),  # BINSTRING
+    0x56: lambda m: m.push(m.line().decode("raw-unicode-escape")),
+    0x58: lambda m: m.text(4),
+    0x8C: lambda m: m.text(1),
+    0x8D: lambda m: m.text(8),
+    0x42: lambda m: m.push(m.take(m.number(4))),
+    0x43: lambda m: m.push(m.take(m.number(1))),
+    0x8E: lambda m: m.push(m.take(m.number(8))),
+    0x96: lambda m: m.push(bytearray(m.take(m.number(8)))),
+    0x5D: lambda m: m.push([]),
+    0x6C: lambda m: m.push(m.until_mark()),
+    0x61: lambda m: m.append_items([m.stack.pop()]),
+    0x65: lambda m: m.append_items(m.until_mark()),
+    0x29: lambda m: m.push(()),
+    0x74: lambda m: m.push(tuple(m.until_mark())),
+    0x85: lambda m: m.take_tuple(1),
+    0x86: lambda m: m.take_tuple(2),
+    0x87: lambda m: m.take_tuple(3),
+    0x7D: lambda m: m.push({}),
+    0x64: lambda m: m.take_dict(),
+    0x73: lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    0x75: lambda m: m.set_items(m.until_mark()),
+    0x8F: lambda m: m.push(set()),
+    0x90: lambda m: m.append_items(m.until_mark()),
+    0x91: lambda m: m.push(frozenset(m.until_mark())),
+    0x67: lambda m: m.push(m.memo[int(m.line())]),
+    0x68: lambda m: m.push(m.memo[m.number(1)]),
+    0x6A: lambda m: m.push(m.memo[m.number(4)]),
+    0x70: lambda m: m.memoize(int(m.line())),
+    0x71: lambda m: m.memoize(m.number(1)),
+    0x72: lambda m: m.memoize(m.number(4)),
+    0x94: lambda m: m.memoize(len(m.memo)),
+    0x63: _global_line,
+    0x93: lambda m: m.stack_global(),
+    0x52: lambda m: m.reduce(),
+    0x81: lambda m: m.new_object(),
+    0x92: lambda m: m.new_object(keywords=True),
+    0x62: lambda m: m.build(),
+    0x51: lambda m: m.persistent(),
+}

@@ -1,0 +1,73 @@
+"""Reading a file that other programs may change: regular files only, by `pread`, and checked again at the end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from modelzip_cli.errors import BrokenCheckpoint, FileNotThere, ModelzipError, SourceChanged, UnsupportedCheckpoint, inert
+
+
+class SourceFile:
+    """An open regular file. `pread` and not a map: a file cut meanwhile is an error here, not a SIGBUS."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.label = inert(str(path))
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block before we have seen that it is one
+        try:
+            self._descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            raise FileNotThere(f"{self.label}: no such file{_nearest(path)}") from None
+        except OSError as error:
+            raise ModelzipError(f"{self.label}: cannot read: {error.strerror}") from error
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self._descriptor)
+            raise UnsupportedCheckpoint(f"{self.label}: not a regular file; give a checkpoint file")
+        self.size = status.st_size
+        self._identity = _identity(status)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`. Raises BrokenCheckpoint when the file ends before."""
+        pieces = []
+        while length:
+            try:
+                piece = os.pread(self._descriptor, length, offset)
+            except OSError as error:
+                raise ModelzipError(f"{self.label}: cannot read: {error.strerror}") from error
+            if not piece:
+                raise BrokenCheckpoint(f"{self.label}: the file ends {length:,} bytes early; download or copy it again")
+            pieces.append(piece)
+            length, offset = length - len(piece), offset + len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check_unchanged(self) -> None:
+        """Raise SourceChanged when size, time stamp or identity are no longer what they were at the start."""
+        try:
+            now = _identity(os.stat(self.path))
+        except OSError:
+            now = None
+        if now != self._identity:
+            raise SourceChanged(f"{self.label}: changed while it was read; nothing was written, run again")
+
+    def close(self) -> None:
+        """Close the file; calling it twice does no harm."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _nearest(path: Path) -> str:
+    """Name an existing neighbour that looks like a misspelt `path`."""
+    from modelzip_cli.errors import did_you_mean
+
+    try:
+        return inert(did_you_mean(path.name, os.listdir(path.parent)))
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Hot loops by operation. Each is a numba kernel with a numpy twin that gives the same bytes."""

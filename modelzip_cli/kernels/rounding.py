@@ -1,0 +1,141 @@
+"""Weights to integer codes and back, for every scheme with a scale and a zero point."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip_cli.kernels.jit import jit
+from modelzip_cli.tensors import Block
+
+Codes8 = NDArray[np.uint8]
+Codes16 = NDArray[np.uint16]
+Ordered = NDArray[np.int32]
+
+
+def extremes(block: Block, group_size: int) -> tuple[Block, Block]:
+    """Return the smallest and the largest weight of each group: two float32 arrays [rows, groups].
+
+    `block` is float32 [rows, columns]; groups run along a row, the last may be short. A row without columns has none.
+    """
+    lowest, highest = _ordered_extremes(np.ascontiguousarray(block).view(np.int32), group_size)
+    return _from_ordered(lowest), _from_ordered(highest)
+
+
+def _from_ordered(keys: Ordered) -> Block:
+    values: Block = (keys ^ (keys >> np.int32(31) & np.int32(0x7FFFFFFF))).view(np.float32)
+    return values
+
+
+def _ordered_extremes_numpy(bits: Ordered, group_size: int) -> tuple[Ordered, Ordered]:
+    """Extremes as integers that sort like the floats: the bits of float32 [rows, columns], magnitudes of negatives
+    inverted. Floats would not vectorise: their minimum has to look out for NaN."""
+    keys = bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
+    starts = np.arange(0, bits.shape[1], group_size)
+    return np.minimum.reduceat(keys, starts, axis=1), np.maximum.reduceat(keys, starts, axis=1)
+
+
+@jit(twin=_ordered_extremes_numpy)
+def _ordered_extremes(bits: Ordered, group_size: int) -> tuple[Ordered, Ordered]:
+    rows, columns = bits.shape
+    groups = (columns + group_size - 1) // group_size
+    lowest, highest = np.empty((rows, groups), np.int32), np.empty((rows, groups), np.int32)
+    for r in range(rows):
+        row, low_out, high_out = bits[r], lowest[r], highest[r]
+        for g in range(groups):
+            group = row[g * group_size : min((g + 1) * group_size, columns)]
+            low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+            for i in range(group.size):
+                key = group[i] ^ (group[i] >> np.int32(31) & np.int32(0x7FFFFFFF))
+                low, high = min(low, key), max(high, key)
+            low_out[g], high_out[g] = low, high
+    return lowest, highest
+
+
+def spread(values: NDArray[np.float32], group_size: int, columns: int) -> NDArray[np.float32]:
+    """Repeat one value a group, [rows, groups], to one a weight, [rows, columns]; one value a row broadcasts."""
+    return values if values.shape[1] == 1 else np.repeat(values, group_size, axis=1)[:, :columns]
+
+
+def _quantize_numpy(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes16:
+    """Return `clip(round(w / scale) + zero_point, 0, top)`, ties to even, uint16 [rows, columns].
+
+    `block` is float32 [rows, columns], `scale` (never 0) and `zero_point` float32 [rows, groups].
+    """
+    columns = block.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        q = block / spread(scale, group_size, columns)
+        np.rint(q, out=q)
+        q += spread(zero_point, group_size, columns)
+        codes: Codes16 = q.clip(0, top).astype(np.uint16)
+    return codes
+
+
+@jit(twin=_quantize_numpy)
+def _quantize16(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes16:
+    rows, columns = block.shape
+    low, high = np.float32(0), np.float32(top)
+    codes = np.empty((rows, columns), np.uint16)
+    for r in range(rows):
+        row, out, scales, zeros = block[r], codes[r], scale[r], zero_point[r]
+        for g in range(scales.size):
+            first, last = g * group_size, min((g + 1) * group_size, columns)
+            weights, coded, s, z = row[first:last], out[first:last], scales[g], zeros[g]
+            for i in range(weights.size):
+                coded[i] = np.uint16(np.int32(min(max(np.rint(weights[i] / s) + z, low), high)))
+    return codes
+
+
+def _quantize8_numpy(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8:
+    """The same for up to 256 levels, uint8."""
+    return _quantize_numpy(block, scale, zero_point, top, group_size).astype(np.uint8)
+
+
+@jit(twin=_quantize8_numpy)
+def _quantize8(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8:
+    rows, columns = block.shape
+    low, high = np.float32(0), np.float32(top)
+    codes = np.empty((rows, columns), np.uint8)
+    for r in range(rows):
+        row, out, scales, zeros = block[r], codes[r], scale[r], zero_point[r]
+        for g in range(scales.size):
+            first, last = g * group_size, min((g + 1) * group_size, columns)
+            weights, coded, s, z = row[first:last], out[first:last], scales[g], zeros[g]
+            for i in range(weights.size):
+                coded[i] = np.uint8(np.int32(min(max(np.rint(weights[i] / s) + z, low), high)))
+    return codes
+
+
+def quantize(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8 | Codes16:
+    """Return `clip(round(w / scale) + zero_point, 0, top)`: uint8 codes up to 256 levels, uint16 above.
+
+    `block` is float32 [rows, columns], `scale` and `zero_point` float32 [rows, groups]. A scale of 0 stands for a
+    group of zeros, and is divided by as 1.
+    """
+    divisor = np.where(scale == 0, np.float32(1), scale)
+    kernel = _quantize8 if top < 256 else _quantize16
+    return kernel(np.ascontiguousarray(block), divisor, zero_point, top, group_size)
+
+
+def _dequantize_numpy(codes: Codes8 | Codes16, scale: Block, zero_point: Block, group_size: int) -> Block:
+    """Return `(code - zero_point) * scale`, float32 [rows, columns]; a zero is always +0."""
+    columns = codes.shape[1]
+    weights: Block = codes.astype(np.float32)
+    weights -= spread(zero_point, group_size, columns)
+    weights *= spread(scale, group_size, columns)
+    weights += np.float32(0)
+    return weights
+
+
+@jit(twin=_dequantize_numpy)
+def dequantize(codes: Codes8 | Codes16, scale: Block, zero_point: Block, group_size: int) -> Block:
+    rows, columns = codes.shape
+    block = np.empty((rows, columns), np.float32)
+    for r in range(rows):
+        row, out, scales, zeros = codes[r], block[r], scale[r], zero_point[r]
+        for g in range(scales.size):
+            first, last = g * group_size, min((g + 1) * group_size, columns)
+            coded, weights, s, z = row[first:last], out[first:last], scales[g], zeros[g]
+            for i in range(coded.size):
+                weights[i] = (np.float32(np.int32(coded[i])) - z) * s + np.float32(0)
+    return block

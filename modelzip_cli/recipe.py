@@ -1,0 +1,302 @@
+"""What a run is asked to do: which tensor gets which scheme, and why the others are kept.
+
+The defaults stand in one table, `DEFAULTS`; `modelzip schemes --defaults` prints it. `docs/quantize.md` explains it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from modelzip_cli.errors import NoTensorMatches, UsageError, inert
+from modelzip_cli.layouts import LAYOUTS
+from modelzip_cli.schemes import KEEP, parse_scheme
+from modelzip_cli.schemes.base import Scheme
+from modelzip_cli.tensors import TensorSpec
+
+LEAST_WEIGHTS = 4096
+SCALE_SUFFIXES = (".scale", "_scale", "_scale_inv")
+CAREFUL = "int8"  # what embeddings and classifiers get when the others get fewer than 8 bits
+
+
+@dataclass(frozen=True)
+class Default:
+    """A rule on names: `words` are globs for one component of the name; `only_outer`: the module's own last one, and
+    not inside a numbered layer."""
+
+    reason: str
+    words: tuple[str, ...]
+    scheme: str
+    only_outer: bool = False
+
+    def matches(self, name: str) -> bool:
+        """Say whether the rule is about tensor `name`."""
+        parts = name.split(".")
+        if not self.only_outer:
+            return any(_is_one_of(part, self.words) for part in parts)
+        module = parts[:-1] if len(parts) > 1 else parts
+        return _is_one_of(module[-1], self.words) and not any(part.isdigit() for part in module)
+
+
+@lru_cache(maxsize=4096)  # a model of a thousand layers has few different components
+def _is_one_of(component: str, words: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(component, word) for word in words)
+
+
+POSITIONS = (
+    "pos",
+    "pos_emb*",
+    "position*_embed*",
+    "embed_positions",
+    "wpe",
+    "relative_position_*",
+    "rel_pos*",
+    "relative_attention_bias",
+)
+DEFAULTS = (
+    Default("router", ("router", "gate"), KEEP),
+    Default("positional table", POSITIONS, KEEP),
+    Default("embedding", ("embed*", "*_embeddings", "*_embedding", "wte", "tok"), CAREFUL),
+    Default("classifier", ("lm_head", "head", "fc", "score", "logits", "output", "classifier"), CAREFUL, True),
+)
+LAST_CLASSIFIER = re.compile(r"(?:.*\.)?classifier\.(\d+)\.[^.]+")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors that `match` get `scheme`, whatever the defaults say."""
+
+    match: str
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one tensor gets: a scheme, or None and the reason why it is kept."""
+
+    scheme: Scheme | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run was asked to do; embedded in every native output. Immutable; `str` of schemes is canonical."""
+
+    scheme: str = "int8"
+    layout: str = "native"
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    keep_extras: bool = False
+    allow_nonfinite: bool = False
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        """Put scheme names into canonical form. Raises UnknownScheme and BadOption for names that are none."""
+        if self.layout not in LAYOUTS:
+            raise UsageError(f"no layout {self.layout!r}; there are {', '.join(LAYOUTS)}")
+        object.__setattr__(self, "scheme", _canonical(self.scheme))
+        object.__setattr__(self, "rules", tuple(replace(rule, scheme=_canonical(rule.scheme)) for rule in self.rules))
+        for pattern in (*self.only, *self.skip, *(rule.match for rule in self.rules)):
+            _check_pattern(pattern)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON values, also what a TOML recipe holds; only what differs from the defaults."""
+        values: dict[str, Any] = {"scheme": self.scheme, "layout": self.layout}
+        for name in ("only", "skip"):
+            if getattr(self, name):
+                values[name] = [*getattr(self, name)]
+        if self.rules:
+            values["set"] = [vars(rule) for rule in self.rules]
+        for name in ("keep_extras", "allow_nonfinite", "key"):
+            if getattr(self, name):
+                values[name] = getattr(self, name)
+        return values
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any], label: str) -> Recipe:
+        """Read what `to_json` wrote. Raises UsageError naming `label` for unknown keys and wrong types."""
+        try:
+            unknown = set(values) - {"scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key"}
+            if unknown:
+                raise UsageError(f"{label}: unknown key {inert(min(unknown))!r}")
+            rules = [Rule(_text(rule["match"]), _text(rule["scheme"])) for rule in values.get("set", [])]
+            return Recipe(
+                scheme=_text(values.get("scheme", "int8")),
+                layout=_text(values.get("layout", "native")),
+                only=tuple(_text(pattern) for pattern in values.get("only", [])),
+                skip=tuple(_text(pattern) for pattern in values.get("skip", [])),
+                rules=tuple(rules),
+                keep_extras=bool(values.get("keep_extras", False)),
+                allow_nonfinite=bool(values.get("allow_nonfinite", False)),
+                key=_text(values["key"]) if "key" in values else None,
+            )
+        except (TypeError, KeyError, ValueError) as error:
+            raise UsageError(f"{label}: not a recipe: {inert(str(error))}") from None
+
+    def decide(self, specs: Mapping[str, TensorSpec], ties: Mapping[str, str]) -> dict[str, Decision]:
+        """Decide for every tensor that is no later name of a tie; among the names of a tie the strictest rule holds."""
+        context = _Context(self, specs)
+        names: dict[str, list[str]] = {name: [name] for name in specs if name not in ties}
+        for name, owner in ties.items():
+            names[owner].append(name)
+        return {
+            owner: min((context.decide(name) for name in group), key=lambda found: _strictness(found, specs[owner]))
+            for owner, group in names.items()
+        }
+
+    def check_patterns(self, names: Sequence[str], label: str) -> None:
+        """Raise NoTensorMatches for a pattern that selects none of `names`."""
+        patterns = [("--only", pattern) for pattern in self.only] + [("--skip", pattern) for pattern in self.skip]
+        for option, pattern in patterns + [("--set", rule.match) for rule in self.rules]:
+            if not any(matches(pattern, name) for name in names):
+                raise NoTensorMatches(label, option, pattern, names)
+
+
+class _Context:
+    """The rules of a recipe applied to one checkpoint."""
+
+    def __init__(self, recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
+        self.recipe, self.specs = recipe, specs
+        self.scheme = parse_scheme(recipe.scheme)
+        self.rules = [(rule, parse_scheme(rule.scheme)) for rule in recipe.rules]
+        numbers = [int(found[1]) for name in specs if (found := LAST_CLASSIFIER.fullmatch(name))]
+        self.last_classifier = str(max(numbers)) if numbers else None
+
+    def decide(self, name: str) -> Decision:
+        """Apply the first rule that speaks of `name`."""
+        spec = self.specs[name]
+        if spec.dtype.kind != "float":
+            return Decision(None, {"small-float": "8-bit float", "bool": "boolean"}.get(spec.dtype.kind, spec.dtype.id))
+        for rule, scheme in reversed(self.rules):
+            if matches(rule.match, name):
+                return self.if_smaller(spec, scheme, f"--set {rule.match}")
+        if self.recipe.only and not any(matches(pattern, name) for pattern in self.recipe.only):
+            return Decision(None, "not in --only")
+        if any(matches(pattern, name) for pattern in self.recipe.skip):
+            return Decision(None, "--skip")
+        if len(spec.shape) < 2:
+            return Decision(None, f"{len(spec.shape)}-D")
+        if spec.size < LEAST_WEIGHTS:
+            return Decision(None, f"under {LEAST_WEIGHTS:,} weights")
+        if self.has_scale(name):
+            return Decision(None, "quantized by another tool")
+        default = self.default(name)
+        if default and default.scheme == KEEP:
+            return Decision(None, f"{default.reason}: default")
+        if default and self.scheme and self.scheme.bits < 8:
+            return self.if_smaller(spec, parse_scheme(default.scheme), f"{default.reason}: default")
+        return self.if_smaller(spec, self.scheme, "")
+
+    def default(self, name: str) -> Default | None:
+        """The default rule about `name`, if there is one."""
+        for rule in DEFAULTS:
+            if rule.matches(name):
+                return rule
+        found = LAST_CLASSIFIER.fullmatch(name)
+        if found and found[1] == self.last_classifier:
+            return next(rule for rule in DEFAULTS if rule.reason == "classifier")
+        return None
+
+    def has_scale(self, name: str) -> bool:
+        """Whether another tool stored a scale beside this tensor, or this tensor is such a scale."""
+        if any(name + suffix in self.specs for suffix in SCALE_SUFFIXES):
+            return True
+        return any(name.endswith(suffix) and name[: -len(suffix)] in self.specs for suffix in SCALE_SUFFIXES)
+
+    def if_smaller(self, spec: TensorSpec, scheme: Scheme | None, reason: str) -> Decision:
+        """The scheme, unless the tensor would not get smaller by it. A dense int tensor has its old size: no test."""
+        if scheme is None:
+            return Decision(None, reason or KEEP)
+        after = scheme.stored_bytes(*spec.matrix)
+        if self.recipe.layout == "dense" and scheme.plain is None:
+            return Decision(scheme, reason)
+        return Decision(scheme, reason) if after < spec.bytes else Decision(None, "would not get smaller")
+
+
+def _strictness(decision: Decision, spec: TensorSpec) -> float:
+    """Sort key: kept first, then the scheme that takes the most bytes."""
+    return -float("inf") if decision.scheme is None else -decision.scheme.stored_bytes(*spec.matrix)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Say whether `pattern` selects tensor `name`: a glob for the name, with or without its `.weight`, or `re:` and a
+    regular expression for the whole name."""
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern.startswith("re:"):
+        try:
+            re.compile(pattern[3:])
+        except re.error as error:
+            raise UsageError(f"{inert(pattern)!r} is not a regular expression: {error}") from None
+
+
+def _canonical(name: str) -> str:
+    scheme = parse_scheme(name)
+    return KEEP if scheme is None else str(scheme)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not text")
+    return value
+
+
+def parse_rule(text: str) -> Rule:
+    """Read `GLOB=SCHEME`. Raises UsageError."""
+    match, separator, scheme = text.rpartition("=")
+    if not separator or not match:
+        raise UsageError(f"--set {inert(text)!r}: write GLOB=SCHEME, such as --set 'lm_head*=int8'")
+    return Rule(match, scheme)
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Write the JSON values of a recipe as TOML: strings, booleans, lists of strings and tables under `set`."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if key != "set"]
+    for rule in values.get("set", []):
+        lines += ["", "[[set]]", *(f"{key} = {_toml_value(value)}" for key, value in rule.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+    return f'"{escaped}"'
+
+
+def read_recipe(text: str, label: str) -> Recipe:
+    """Read a TOML recipe. Raises UsageError naming `label`."""
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return Recipe.from_json(tomllib.loads(text), label)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{label}: not TOML: {inert(str(error))}") from None
+
+
+def describe_defaults() -> Iterable[tuple[str, str, str]]:
+    """The keep rules as rows: what it is about, how it is recognised, what happens."""
+    yield "element type", "not f64, f32, f16 or bf16", "kept"
+    yield "rank", "0 or 1", "kept"
+    yield "size", f"under {LEAST_WEIGHTS:,} weights", "kept"
+    yield "no gain", "would not get smaller", "kept"
+    yield "quantized by another tool", " or ".join(f"NAME{suffix}" for suffix in SCALE_SUFFIXES) + " beside it", "kept"
+    for rule in DEFAULTS:
+        words = ", ".join(rule.words) + (", the last classifier.N" if rule.reason == "classifier" else "")
+        happens = "kept" if rule.scheme == KEEP else f"{rule.scheme} when the others get fewer than 8 bits"
+        yield rule.reason, f"name component {words}", happens

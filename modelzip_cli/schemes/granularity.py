@@ -1,0 +1,77 @@
+"""How many weights share one scale: a group, a row (`channel`) or the tensor; what `-g64`, `-channel`, `-tensor` say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelzip_cli.errors import BadOption
+from modelzip_cli.kernels.widen import narrow, widen
+from modelzip_cli.schemes.base import ParamSpec, group_count
+from modelzip_cli.tensors import BF16, F32, Block, DType
+
+WHOLE_ROW = 1 << 62  # group size of a scale for the row: longer than any row
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """`group_size` weights of a row share a scale; 0: the row does; -1: the tensor does."""
+
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if self.group_size < -1:
+            raise BadOption(f"group size {self.group_size} is below 1")
+
+    def __str__(self) -> str:
+        return {0: "channel", -1: "tensor"}.get(self.group_size, f"g{self.group_size}")
+
+    @property
+    def per_tensor(self) -> bool:
+        """Whether one scale serves the whole tensor."""
+        return self.group_size == -1
+
+    @property
+    def span(self) -> int:
+        """The group size that kernels are given."""
+        return self.group_size if self.group_size > 0 else WHOLE_ROW
+
+    @property
+    def scale_dtype(self) -> DType:
+        """bf16 for groups (nothing is lost: docs/decisions.md; f16 would overflow), float32 for rows and tensors."""
+        return BF16 if self.group_size > 0 else F32
+
+    def param_spec(self, columns: int, dtype: DType | None = None) -> ParamSpec:
+        """How a param with one value a group is stored; `dtype` None: as a scale."""
+        return ParamSpec(dtype or self.scale_dtype, group_count(columns, self.span), not self.per_tensor)
+
+    def rounded(self, scale: Block, top: float) -> Block:
+        """Round `scale` to its stored dtype such that `scale * top` stays finite; a step toward zero where needed."""
+        if self.scale_dtype == F32:
+            return scale
+        bits = narrow(scale, BF16)
+        with np.errstate(over="ignore"):
+            too_large = ~np.isfinite(widen(bits, BF16) * np.float32(top))
+        bits[too_large] -= np.uint16(1)
+        return widen(bits, BF16)
+
+
+GROUP = re.compile(r"g([1-9][0-9]{0,8})")
+
+
+def take_granularity(options: Sequence[str]) -> tuple[Granularity | None, list[str]]:
+    """Split the granularity off the options of a scheme name; None when they name none.
+
+    Raises BadOption when two are named.
+    """
+    named = [option for option in options if option in ("channel", "tensor") or GROUP.fullmatch(option)]
+    if len(named) > 1:
+        raise BadOption(f"{named[0]!r} and {named[1]!r} exclude each other")
+    rest = [option for option in options if option not in named]
+    if not named:
+        return None, rest
+    found = {"channel": 0, "tensor": -1}.get(named[0])
+    return Granularity(int(named[0][1:]) if found is None else found), rest

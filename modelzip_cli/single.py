@@ -1,0 +1,321 @@
+"""One checkpoint from file to file: open, plan, run, gate, commit, report."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelzip_cli import __version__
+from modelzip_cli.compare import Errors
+from modelzip_cli.compress import Outcome, run, widest_records
+from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
+from modelzip_cli.errors import CannotWrite, GateFailed, OutputExists, OutputIsSource, UsageError, inert
+from modelzip_cli.layouts.native import BITPACK, build_manifest, manifest_metadata
+from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore
+from modelzip_cli.recipe import Recipe
+from modelzip_cli.report import Gate, Report, Side, TensorRow, finite
+from modelzip_cli.source import AnySource, open_source
+from modelzip_cli.tensors import Sink
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+METRICS = ("sqnr", "sqnr-min", "cosine")
+PLAIN_METADATA = {"format": "pt"}  # what loaders of safetensors files expect of weights that came from torch
+
+Begin = Callable[[str, int], Callable[[int], None]]  # told a label and the bytes to come; returns the progress callback
+
+
+def no_progress(label: str, total: int) -> Callable[[int], None]:
+    """Show nothing."""
+    return lambda _: None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The gates of a run: (metric, least value) pairs, and the most bytes of the output."""
+
+    fail_under: tuple[tuple[str, float], ...] = ()
+    max_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, whatever the recipe."""
+
+    jobs: int = 1
+    force: bool = False
+    dry_run: bool = False
+    limits: Limits = Limits()
+    begin: Begin = no_progress
+
+
+def default_jobs() -> int:
+    """All cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def container_of(path: Path) -> str:
+    """The container that the suffix of an output asks for. Raises UsageError for any other."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if path.suffix in TORCH_SUFFIXES:
+        return "torch"
+    raise UsageError(f"{inert(str(path))}: the suffix of an output says its container: {', '.join(SUFFIXES)}")
+
+
+def check_output(source: Path, output: Path, *, force: bool) -> None:
+    """Refuse, before any work, an output that would harm something or cannot be made."""
+    shown = inert(str(output))
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputIsSource(f"{shown} is the source itself; sources are never changed: choose another -o")
+    if (output.exists() or output.is_symlink()) and not force:
+        raise OutputExists(f"{shown} exists; -f replaces it")
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{shown} is not a regular file")
+    if len(os.fsencode(output.name)) > 255:
+        raise UsageError(f"{shown}: the name is longer than 255 bytes")
+    if not output.parent.is_dir():
+        raise CannotWrite(f"{shown}: the folder {inert(str(output.parent))} does not exist")
+
+
+def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str) -> Report:
+    """Compress the checkpoint at `path` into `output` as `recipe` says, and report on it.
+
+    Raises what opening, planning and writing raise, and GateFailed when a limit is not met; nothing is left then.
+    """
+    started = time.monotonic()
+    container = container_of(output)
+    source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
+    try:
+        check_output(path, output, force=settings.force)
+        with _threads(settings.jobs) as executor:
+            plan = plan_compression(source, recipe, command=command, container=container, executor=executor)
+            return _carry_out(plan, source, output, settings, executor, started)
+    finally:
+        source.close()
+
+
+def restore_file(path: Path, output: Path, settings: Settings, *, dtype: str | None, most_bytes: int | None) -> Report:
+    """Write the checkpoint at `path` as plain tensors into `output`, in the container that its suffix asks for."""
+    started = time.monotonic()
+    container = container_of(output)
+    source = open_source(path, keep_extras=True)
+    try:
+        check_output(path, output, force=settings.force)
+        plan = plan_restore(source, container=container, dtype=dtype, most_bytes=most_bytes)
+        with _threads(settings.jobs) as executor:
+            return _carry_out(plan, source, output, settings, executor, started)
+    finally:
+        source.close()
+
+
+def _threads(jobs: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(jobs, thread_name_prefix="modelzip")
+
+
+def _carry_out(
+    plan: Plan, source: AnySource, output: Path, settings: Settings, executor: Executor, started: float
+) -> Report:
+    if settings.dry_run:
+        return _report(plan, source, output, planned_size(plan, source), None, started)
+    _check_space(plan, output)
+    sink = _open_sink(plan, source, output, settings.force)
+    try:
+        total = sum(tensor.spec.bytes for tensor in plan.tensors if not tensor.tie)
+        progress = settings.begin(inert(str(source.file.path)), total)
+        outcome = run(plan, source, sink, jobs=settings.jobs, executor=executor, progress=progress)
+        source.finish()
+        size = sink.finish(output_metadata(plan, source, outcome), plan.outer if plan.layout == "dense" else None)
+        report = _report(plan, source, output, size, outcome, started)
+        report = replace(report, gates=check_gates(report, size, settings.limits))
+        failed = [gate for gate in report.gates if not gate.passed]
+        if failed:
+            raise GateFailed(f"{inert(str(output))}: {'; '.join(map(describe_gate, failed))}; nothing was written")
+        sink.commit()
+        return report
+    finally:
+        sink.abort()
+
+
+def output_metadata(plan: Plan, source: AnySource, outcome: Outcome | None) -> dict[str, str]:
+    """The text pairs of the output: those of the source and, in the native layout, the manifest.
+
+    `outcome` None: with figures as wide as they can become.
+    """
+    if plan.layout == "dense":
+        return dict(plan.metadata or PLAIN_METADATA)
+    manifest = build_manifest(
+        modelzip=__version__,
+        recipe=plan.recipe.to_json(),
+        source={
+            "name": source.file.path.name.encode("utf-8", "replace").decode(),
+            "container": source.container,
+            "bytes": source.file.size,
+            "sha256": source.sha256,
+        },
+        outer=plan.outer,
+        metadata=plan.metadata,
+        dropped=[spec.name for spec in plan.dropped],
+        records=widest_records(plan) if outcome is None else outcome.records(plan),
+    )
+    return {**plan.metadata, **manifest_metadata(manifest)}
+
+
+def header_bytes(plan: Plan, source: AnySource) -> int:
+    """Space for the header of a safetensors output: enough for any figures."""
+    specs = [part.spec for tensor in plan.tensors if not tensor.tie for part in tensor.parts]
+    return len(header_text(specs, output_metadata(plan, source, None)).encode())
+
+
+def planned_size(plan: Plan, source: AnySource) -> int:
+    """Bytes of the output file: exact for safetensors; a torch file adds some 150 bytes a tensor."""
+    if plan.container == "safetensors":
+        reserved = SafetensorsSink.reserved(header_bytes(plan, source))
+        return 8 + reserved + plan.stored_bytes
+    return plan.stored_bytes + len(output_metadata(plan, source, None)) + 256 * len(plan.tensors)
+
+
+def _open_sink(plan: Plan, source: AnySource, output: Path, force: bool) -> Sink:
+    if plan.container == "torch":
+        from modelzip_cli.containers.torch_file import TorchSink
+
+        return TorchSink(output, replace=force)
+    return SafetensorsSink(output, replace=force, header_bytes=header_bytes(plan, source))
+
+
+def _check_space(plan: Plan, output: Path) -> None:
+    status = os.statvfs(output.parent)
+    free = status.f_bavail * status.f_frsize
+    if plan.stored_bytes > free:
+        raise CannotWrite(f"{inert(str(output))}: needs {plan.stored_bytes:,} bytes, the disk has {free:,} free")
+
+
+def check_gates(report: Report, size: int, limits: Limits) -> tuple[Gate, ...]:
+    """Hold the report against the limits. A figure that is None (nothing was lost) passes."""
+    found = {
+        "sqnr": report.totals["sqnr_db"],
+        "sqnr-min": min((row.sqnr_db for row in report.tensors if row.sqnr_db is not None), default=None),
+        "cosine": report.totals["cosine"],
+    }
+    gates = []
+    for metric, least in limits.fail_under:
+        value = found[metric]
+        gates.append(Gate(metric, least, value, value is None or value >= least))
+    if limits.max_size is not None:
+        gates.append(Gate("size", limits.max_size, size, size <= limits.max_size))
+    return tuple(gates)
+
+
+def describe_gate(gate: Gate) -> str:
+    """The sentence about a gate that was not met."""
+    if gate.metric == "size":
+        return f"{gate.value:,.0f} bytes, --max-size is {gate.limit:,.0f}"
+    return f"{gate.metric} is {gate.value:.6g}, --fail-under asks for {gate.limit:g}"
+
+
+def _report(
+    plan: Plan, source: AnySource, output: Path, size: int, outcome: Outcome | None, started: float
+) -> Report:
+    rows = [_row(tensor, outcome.errors(tensor) if outcome else None) for tensor in plan.tensors]
+    rows += [
+        TensorRow(spec.name, spec.shape, spec.dtype.id, "dropped", "beside the weights; --keep-extras keeps it", spec.bytes, 0)
+        for spec in plan.dropped
+    ]
+    stored = [tensor for tensor in plan.tensors if not tensor.tie]
+    treated = [tensor for tensor in stored if tensor.scheme]
+    everything = Errors.of(
+        sum(tensor.spec.size for tensor in treated),
+        [slab for tensor in treated for slab in outcome.sums.get(tensor.spec.name, [])] if outcome else [],
+    )
+    before, after = sum(t.spec.bytes for t in stored), sum(t.bytes_after for t in stored)
+    measured = outcome is not None and bool(treated)
+    totals: dict[str, float | int | None] = {
+        "ratio": round(source.file.size / size, 4),
+        "weight_ratio": round(before / after, 4) if after else None,
+        "coverage": round(sum(t.spec.bytes for t in treated) / before, 6) if before else 0.0,
+        "bits_per_weight": _bits(treated),
+        "sparsity": finite(everything.sparsity, 6) if measured else None,
+        "sparsity_before": finite(everything.sparsity_before, 6) if measured else None,
+        "sqnr_db": finite(everything.sqnr_db, 4) if measured else None,
+        "cosine": finite(everything.cosine, 8) if measured else None,
+        "parameters": sum(t.spec.size for t in stored),
+        "treated_parameters": everything.weights,
+    }
+    warnings = plan.warnings
+    if source.compressed and treated:
+        warnings += ("the source was compressed before: its errors and the new ones add up",)
+    if size > source.file.size and plan.command != "restore":
+        warnings += (f"the output is larger than the source by {size - source.file.size:,} bytes",)
+    path = inert(str(output))
+    written = Side(path, plan.container, size, len(stored), 0, layout=plan.layout)
+    extra: dict[str, Any] = {} if outcome else {"planned": {"path": path, "bytes": size}}
+    return Report(
+        command=plan.command,
+        modelzip=__version__,
+        source=describe_source(source),
+        output=written if outcome else None,
+        recipe=plan.recipe.to_json(),
+        totals=totals,
+        tensors=tuple(rows),
+        warnings=warnings,
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss(),
+        extra=extra,
+    )
+
+
+def describe_source(source: AnySource) -> Side:
+    """The source as reports show it."""
+    ties = source.outer.ties if source.outer else {}
+    parameters = sum(spec.size for name, spec in source.specs.items() if name not in ties)
+    return Side(
+        inert(str(source.file.path)),
+        source.container,
+        source.file.size,
+        len(source.specs),
+        parameters,
+        compressed=source.compressed,
+    )
+
+
+def peak_rss() -> int:
+    """The most memory that this process had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _bits(treated: Sequence[TensorPlan]) -> float | None:
+    weights = sum(tensor.spec.size for tensor in treated)
+    return round(8 * sum(tensor.bytes_after for tensor in treated) / weights, 4) if weights else None
+
+
+def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
+    spec = tensor.spec
+    kept = tensor.scheme is None
+    reason = f"tied to {tensor.tie}" if tensor.tie else tensor.reason or None
+    status = "kept" if kept or tensor.tie else "compressed"
+    row = TensorRow(
+        spec.name, spec.shape, spec.dtype.id, status, reason, 0 if tensor.tie else spec.bytes, tensor.bytes_after, exact=kept
+    )
+    if tensor.scheme is None or tensor.tie:
+        return row
+    coded = tensor.scheme.plain is None and any(part.local == "codes" for part in tensor.parts)
+    row = replace(row, scheme=str(tensor.scheme), coder=BITPACK if coded else None, bits_per_weight=_bits([tensor]))
+    if errors is None:
+        return row
+    return replace(
+        row,
+        sparsity=finite(errors.sparsity, 6),
+        sparsity_before=finite(errors.sparsity_before, 6),
+        sqnr_db=finite(errors.sqnr_db, 4),
+        cosine=finite(errors.cosine, 8),
+        max_abs_error=finite(errors.max_abs_error, 12),
+        exact=errors.exact,
+    )
