@@ -17,6 +17,9 @@ PREFIX, SUFFIX = ".modelzip-", ".tmp"
 TEMPORARY = re.compile(re.escape(PREFIX) + r"\d+-[0-9a-f]{16}" + re.escape(SUFFIX))
 
 
+_live: set[Path] = set()  # temporaries of this process, for a second signal that does not let `abort` run
+
+
 class AtomicFile:
     """A file that is written under a temporary name in its folder and renamed when `commit` is called.
 
@@ -36,6 +39,7 @@ class AtomicFile:
         self._descriptor: int | None = None
         with self._errors():
             self._descriptor = os.open(self._temporary, flags, 0o666)
+            _live.add(self._temporary)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @contextlib.contextmanager
@@ -70,6 +74,7 @@ class AtomicFile:
                 os.fchmod(self._descriptor, mode & os.fstat(self._descriptor).st_mode)  # a narrower mode stays narrow
             self._rename()
             descriptor, self._descriptor = self._descriptor, None
+            _live.discard(self._temporary)
             os.close(descriptor)
             _sync_folder(self._target.parent)
 
@@ -97,8 +102,16 @@ class AtomicFile:
         descriptor, self._descriptor = self._descriptor, None
         with contextlib.suppress(OSError):
             os.unlink(self._temporary)
+        _live.discard(self._temporary)
         with contextlib.suppress(OSError):
             os.close(descriptor)
+
+
+def remove_live() -> None:
+    """Remove the temporaries of this process at once: the last act before it exits without cleaning up."""
+    for path in [*_live]:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def write_text(path: Path, text: str, *, replace: bool) -> None:

@@ -1,0 +1,177 @@
+"""The program: commands by name, errors to exit codes, signals, standard streams."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.exceptions import TyperException
+
+from modelzip_cli import __version__
+from modelzip_cli.cli.diff import diff
+from modelzip_cli.cli.inspect import inspect
+from modelzip_cli.cli.quantize import quantize
+from modelzip_cli.cli.restore import restore
+from modelzip_cli.cli.schemes import schemes
+from modelzip_cli.cli.verify import verify
+from modelzip_cli.errors import ModelzipError, Stopped, inert
+
+app = typer.Typer(
+    rich_markup_mode=None,  # with markup and completion, --help takes twice as long
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (inspect, quantize, restore, diff, verify, schemes):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"modelzip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def modelzip(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make saved model checkpoints smaller, and say what it cost."""
+
+
+def main() -> NoReturn:
+    """Run the program and exit with a documented code (docs/exit-codes.md)."""
+    _secure_streams()
+    _install_signals()
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _stdout_failed(error) or code
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _to_null(2)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        app(arguments, standalone_mode=False)
+    except ModelzipError as error:
+        return _fail(arguments, str(error), error.exit_code, error.kind, error)
+    except Stopped as stopped:
+        _say(f"stopped by {signal.Signals(stopped.exit_code - 128).name}; outputs that were not finished are gone")
+        return stopped.exit_code
+    except TyperException as error:
+        code = int(getattr(error, "exit_code", 2))
+        message = str(error.format_message() if hasattr(error, "format_message") else error)
+        if not arguments or code == 0:  # no arguments: the message is the help
+            print(message)
+            return code
+        name = arguments[0] if not arguments[0].startswith("-") else ""
+        hint = f"modelzip {name} --help" if name in {command.callback.__name__ for command in app.registered_commands if command.callback} else "modelzip --help"
+        return _fail(arguments, f"{inert(message)} (see `{hint}`)", code, "usage-error", error)
+    except BrokenPipeError as error:
+        return _stdout_failed(error)
+    except OSError as error:
+        return _fail(arguments, f"{inert(str(error.filename or 'output'))}: {error.strerror or error}", 1, "os-error", error)
+    except MemoryError as error:
+        return _fail(arguments, "out of memory; try fewer --jobs", 1, "out-of-memory", error)
+    except Exception as error:  # the one broad net: a mistake of ours must not look like advice
+        what = f"{type(error).__name__}: {inert(str(error), longest=200)}"
+        return _fail(arguments, f"this is a bug in modelzip: {what} (--debug shows where)", 1, "bug", error)
+    return 0
+
+
+def _fail(arguments: list[str], message: str, code: int, kind: str, error: BaseException) -> int:
+    if "--debug" in arguments:
+        import traceback
+
+        traceback.print_exception(error)
+    _say(f"error: {message}")
+    if any(argument in ("--json", "--format=json", "--format=jsonl") for argument in arguments) or any(
+        pair in (["--format", "json"], ["--format", "jsonl"]) for pair in map(list, zip(arguments, arguments[1:], strict=False))
+    ):
+        import json
+
+        shown = {"kind": kind, "message": message, "path": _path_of(arguments), "exit_code": code}
+        try:
+            print(json.dumps({"schema_version": 1, "error": shown}))
+        except OSError as failed:
+            return _stdout_failed(failed) or code
+    return code
+
+
+def _path_of(arguments: list[str]) -> str | None:
+    """The input that an error is about: the first argument after the command that is no option."""
+    return next((inert(argument) for argument in arguments[1:] if not argument.startswith("-")), None)
+
+
+def _say(message: str) -> None:
+    try:
+        print(f"modelzip: {message}", file=sys.stderr)
+    except OSError:
+        _to_null(2)
+
+
+def _stdout_failed(error: OSError) -> int:
+    """A reader that went away (`| head`) is no error; a full disk is. Either way nothing more can be written."""
+    _to_null(1)
+    if error.errno == errno.EPIPE:
+        return 0
+    _say(f"error: cannot write to standard output: {error.strerror}")
+    return 1
+
+
+def _to_null(descriptor: int) -> None:
+    """Point a standard stream at /dev/null, so that the interpreter's last flush cannot fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _secure_streams() -> None:
+    """Streams that the caller closed are opened on /dev/null: no file of ours may become descriptor 0, 1 or 2."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _install_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """The first signal unwinds the run; a second one ends it at once."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(other) is not signal.SIG_IGN:
+            signal.signal(other, _stop_now)
+    raise Stopped(number)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    from modelzip_cli.containers.atomic import remove_live
+
+    remove_live()
+    os._exit(128 + number)

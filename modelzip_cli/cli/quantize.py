@@ -1,0 +1,153 @@
+"""`modelzip quantize`: fewer bits a weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelzip_cli.cli.options import (
+    AllowNonfinite,
+    Bits,
+    Debug,
+    DryRun,
+    Exclude,
+    FailUnder,
+    Force,
+    Format,
+    GroupSize,
+    Include,
+    Jobs,
+    Json,
+    KeepExtras,
+    Key,
+    Layout,
+    MaxSize,
+    NoProgress,
+    Only,
+    Output,
+    OutputDir,
+    Paths,
+    Quiet,
+    RecipeFile,
+    Recursive,
+    SaveRecipe,
+    SchemeName,
+    Set,
+    Skip,
+    SkipExisting,
+    Verbose,
+)
+from modelzip_cli.errors import UsageError, inert
+
+if TYPE_CHECKING:
+    from modelzip_cli.recipe import Recipe
+
+
+def quantize(
+    paths: Paths,
+    scheme: SchemeName = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    only: Only = None,
+    skip: Skip = None,
+    set_: Set = None,
+    recipe: RecipeFile = None,
+    save_recipe: SaveRecipe = None,
+    layout: Layout = None,
+    output: Output = None,
+    output_dir: OutputDir = None,
+    force: Force = False,
+    skip_existing: SkipExisting = False,
+    recursive: Recursive = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    key: Key = None,
+    keep_extras: KeepExtras = False,
+    allow_nonfinite: AllowNonfinite = False,
+    dry_run: DryRun = False,
+    fail_under: FailUnder = None,
+    max_size: MaxSize = None,
+    jobs: Jobs = None,
+    form: Format = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+    debug: Debug = False,
+) -> None:
+    """Store weights in fewer bits. The source is never changed.
+
+    Without options: int8, written as MODEL.int8.safetensors beside the source. `modelzip restore` gives plain tensors
+    back.
+    """
+    from modelzip_cli.batch import Selection, output_name
+    from modelzip_cli.cli.many import run_many
+    from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_size
+    from modelzip_cli.recipe import Recipe, parse_rule
+    from modelzip_cli.single import METRICS, Limits, Settings, compress_file
+
+    asked = _read_recipe(recipe) if recipe else Recipe()
+    chosen = _scheme(scheme, bits, group_size)
+    asked = replace(
+        asked,
+        scheme=chosen or asked.scheme,
+        layout=layout or asked.layout,
+        only=(*asked.only, *(only or ())),
+        skip=(*asked.skip, *(skip or ())),
+        rules=(*asked.rules, *(parse_rule(text) for text in set_ or ())),
+        key=key or asked.key,
+        keep_extras=keep_extras or asked.keep_extras,
+        allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
+    )
+    limits = Limits(
+        tuple(parse_gate(text, METRICS) for text in fail_under or ()),
+        None if max_size is None else parse_size(max_size, "--max-size"),
+    )
+    if force and skip_existing:
+        raise UsageError("-f replaces existing outputs, --skip-existing leaves them: choose one")
+    selection = Selection(
+        tuple(paths), recursive, tuple(include or ()), tuple(exclude or ()), output, output_dir, force, skip_existing
+    )
+    settings = Settings(parse_jobs(jobs), force, dry_run, limits)
+    if save_recipe is not None:
+        _save_recipe(save_recipe, asked, force=force)
+    run_many(
+        selection,
+        lambda path: output_name(path, asked),
+        lambda job, running: compress_file(job.path, job.output, asked, running, command="quantize"),
+        settings,
+        form=parse_form(form, json),
+        quiet=quiet,
+        verbose=verbose,
+        progress_shown=not (no_progress or quiet),
+    )
+
+
+def _scheme(scheme: str | None, bits: int | None, group_size: int | None) -> str | None:
+    """The scheme that --scheme, or --bits and --group-size, ask for."""
+    if bits is None and group_size is None:
+        return scheme
+    if bits is None:
+        raise UsageError("--group-size needs --bits, as in --bits 4 --group-size 64")
+    if scheme is not None:
+        raise UsageError(f"--bits is short for --scheme int{bits}: give one of the two")
+    return f"int{bits}" + (f"-g{group_size}" if group_size is not None else "")
+
+
+def _read_recipe(path: Path) -> Recipe:
+    from modelzip_cli.recipe import read_recipe
+
+    label = inert(str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{label}: cannot read the recipe: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    return read_recipe(text, label)
+
+
+def _save_recipe(path: Path, recipe: Recipe, *, force: bool) -> None:
+    from modelzip_cli.containers.atomic import write_text
+    from modelzip_cli.recipe import to_toml
+
+    write_text(path, to_toml(recipe.to_json()), replace=force)

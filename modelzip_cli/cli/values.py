@@ -1,0 +1,55 @@
+"""What option texts mean: sizes, gates, forms of the report."""
+
+from __future__ import annotations
+
+import re
+
+from modelzip_cli.errors import UsageError, did_you_mean, inert
+
+FORMS = ("auto", "rich", "plain", "json", "jsonl", "md")
+UNITS = {"": 1, "b": 1} | {
+    f"{letter}{kind}": base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for kind, base in (("b", 1000), ("", 1000), ("ib", 1024))
+}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def parse_size(text: str, option: str) -> int:
+    """Return bytes: `25kB` is 10^3, `25KiB` is 2^10. Raises UsageError."""
+    found = SIZE.fullmatch(text.strip())
+    if not found or found[2].lower() not in UNITS:
+        raise UsageError(f"{option} {inert(text)!r}: write a size such as 25MB, 25MiB or 1.5GB")
+    return int(float(found[1]) * UNITS[found[2].lower()])
+
+
+def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
+    """Read `METRIC=VALUE`. Raises UsageError."""
+    metric, separator, value = text.partition("=")
+    if metric not in metrics:
+        raise UsageError(f"--fail-under {inert(text)!r}: no metric {inert(metric)!r}{did_you_mean(metric, metrics)}; there are {', '.join(metrics)}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not separator or number != number:
+        raise UsageError(f"--fail-under {inert(text)!r}: write METRIC=VALUE, such as sqnr=20")
+    return metric, number
+
+
+def parse_form(form: str, json: bool) -> str:
+    """Check --format and --json. Raises UsageError."""
+    if form not in FORMS:
+        raise UsageError(f"--format {inert(form)!r}: there are {', '.join(FORMS)}")
+    if json and form not in ("auto", "json"):
+        raise UsageError(f"--json and --format {form} exclude each other")
+    return "json" if json else form
+
+
+def parse_jobs(jobs: int | None) -> int:
+    """The number of worker threads. Raises UsageError below 1."""
+    from modelzip_cli.single import default_jobs
+
+    if jobs is not None and not 1 <= jobs <= 1024:
+        raise UsageError(f"--jobs {jobs}: write a number from 1 to 1024")
+    return jobs or default_jobs()

@@ -1,0 +1,168 @@
+"""What a checkpoint is, from its header alone: no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelzip_cli.containers.tree import Named, Tree, Weights
+from modelzip_cli.errors import inert
+from modelzip_cli.layouts.native import NativeSource
+from modelzip_cli.report import SCHEMA_VERSION
+from modelzip_cli.source import AnySource, open_source
+
+
+@dataclass(frozen=True)
+class InspectedTensor:
+    """One tensor; `stored_bytes` and `scheme` differ from the plain case in a compressed file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    stored_bytes: int
+    scheme: str | None
+    tied_to: str | None
+    weights: bool  # False for a tensor beside the weights, such as optimizer state
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A checkpoint as `modelzip inspect` shows it. `extras` describes the values beside the weights."""
+
+    path: str
+    container: str
+    bytes: int
+    compressed: bool
+    state_dict: str
+    tensors: tuple[InspectedTensor, ...]
+    extras: Mapping[str, str]
+    metadata: Mapping[str, str]
+    manifest: Mapping[str, Any] | None
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Weights, those of a tie once."""
+        return sum(_size(tensor.shape) for tensor in self.tensors if tensor.weights and not tensor.tied_to)
+
+    def dtypes(self) -> dict[str, dict[str, int]]:
+        """Tensors, parameters and bytes of the weights by dtype; the largest first."""
+        found: dict[str, dict[str, int]] = {}
+        for tensor in self.tensors:
+            if tensor.weights and not tensor.tied_to:
+                entry = found.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+                entry["tensors"] += 1
+                entry["parameters"] += _size(tensor.shape)
+                entry["bytes"] += tensor.bytes
+        return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The inspection as JSON values; keys as in CLI.md."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "command": "inspect",
+            "source": {
+                "path": self.path,
+                "container": self.container,
+                "compressed": self.compressed,
+                "bytes": self.bytes,
+                "tensors": sum(tensor.weights for tensor in self.tensors),
+                "parameters": self.parameters,
+                "state_dict": self.state_dict or None,
+            },
+            "dtypes": self.dtypes(),
+            "tensors": [{**vars(tensor), "shape": [*tensor.shape]} for tensor in self.tensors],
+            "extras": dict(self.extras),
+            "metadata": dict(self.metadata),
+            "manifest": self.manifest,
+            "warnings": [*self.warnings],
+        }
+
+
+def inspect_file(path: Path, *, key: str | None = None) -> Inspection:
+    """Describe the checkpoint at `path`. Raises what opening it raises."""
+    source = open_source(path, key=key, keep_extras=True)
+    try:
+        return _describe(source)
+    finally:
+        source.close()
+
+
+def _describe(source: AnySource) -> Inspection:
+    native = source if isinstance(source, NativeSource) else None
+    ties = source.outer.ties if source.outer else {}
+    tensors = []
+    for name, spec in (*source.specs.items(), *source.beside.items()):
+        record = native.records.get(ties.get(name, name)) if native else None
+        stored = sum(part.spec.bytes for part in record.parts) if record else spec.bytes
+        scheme = str(record.scheme) if record and record.scheme else None
+        tied_to = ties.get(name)
+        tensors.append(
+            InspectedTensor(
+                name, spec.shape, spec.dtype.id, spec.bytes, 0 if tied_to else stored, scheme, tied_to, name in source.specs
+            )
+        )
+    manifest = None
+    if native:
+        manifest = {key: native.manifest[key] for key in ("format_version", "modelzip", "recipe", "source", "dropped")}
+    return Inspection(
+        inert(str(source.file.path)),
+        source.container,
+        source.file.size,
+        source.compressed,
+        getattr(source, "state_dict", ""),
+        tuple(tensors),
+        _extras(source.outer.tree) if source.outer else {},
+        {name: value for name, value in source.metadata.items()},
+        manifest,
+        source.warnings,
+    )
+
+
+def _extras(tree: Tree, path: tuple[str, ...] = ()) -> dict[str, str]:
+    """One line for each value beside the weights, by its path: what it is, or its value when that is short."""
+    if isinstance(tree, Weights):
+        return {str(key): _brief(value) for _, key, value in tree.others if key != "__metadata__"}
+    if not isinstance(tree, dict):
+        return {".".join(path): _brief(tree)}
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        inside = (*path, str(key))
+        holds_weights = isinstance(value, Weights) or (isinstance(value, dict) and _holds_weights(value))
+        found |= _extras(value, inside) if holds_weights else {".".join(inside): _brief(value)}
+    return found
+
+
+def _holds_weights(tree: dict[Any, Any]) -> bool:
+    return any(isinstance(value, Weights) or (isinstance(value, dict) and _holds_weights(value)) for value in tree.values())
+
+
+def _brief(value: Tree) -> str:
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return repr(value) if len(repr(value)) <= 60 else f"{type(value).__name__}, {len(repr(value)):,} characters"
+    if isinstance(value, dict):
+        tensors = _count_tensors(value)
+        return f"dict of {len(value):,}" + (f", {tensors:,} tensors inside" if tensors else "")
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return f"{type(value).__name__} of {len(value):,}"
+    if isinstance(value, Named):
+        return "tensor"
+    return type(value).__name__
+
+
+def _count_tensors(value: Tree) -> int:
+    if isinstance(value, Named):
+        return 1
+    if isinstance(value, dict):
+        return sum(map(_count_tensors, value.values()))
+    return sum(map(_count_tensors, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

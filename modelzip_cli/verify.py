@@ -1,0 +1,94 @@
+"""Check what a compressed file claims: its checksums, and that it is what its source and recipe give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelzip_cli.compress import run
+from modelzip_cli.errors import UsageError, inert
+from modelzip_cli.layouts.native import NativeSource
+from modelzip_cli.plan import plan_compression
+from modelzip_cli.recipe import Recipe
+from modelzip_cli.source import AnySource, open_source
+from modelzip_cli.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How many tensors were checked, and (tensor, problem) for each that is wrong."""
+
+    path: str
+    checked: int
+    bad: tuple[tuple[str, str], ...]
+    compressed: bool
+    against: str | None = None
+
+
+class NullSink:
+    """Takes the arrays of a replayed run and keeps nothing: the checksums are what is compared."""
+
+    def begin(self, spec: TensorSpec) -> None: ...
+
+    def write(self, name: str, offset: int, data: memoryview, crc: int) -> None: ...
+
+    def finish(self, metadata: Mapping[str, str], outer: Any) -> int:
+        return 0
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Executor) -> Verification:
+    """Read all of the file at `path` and check it; with `against`, derive it again from that source and compare.
+
+    A file that modelzip did not write is checked as far as its container goes: structure, and the checksums of a torch
+    file. Raises UsageError when `against` is asked for such a file; BrokenCheckpoint when the file cannot be read.
+    """
+    source = open_source(path)
+    try:
+        if isinstance(source, NativeSource):
+            found = list(source.verify())
+            bad = [(name, problem) for name, _, problems in found for problem in problems]
+            if against is not None and not bad:
+                bad = _replay(source, against, jobs, executor)
+            return _result(source, len(found), bad, against)
+        if against is not None:
+            raise UsageError(f"{source.file.label}: not compressed by modelzip, so there is no recipe to replay")
+        for name, spec in source.specs.items():
+            for start, stop in spec.unit_slabs():
+                source.read(name, start, stop)
+        source.finish()
+        return _result(source, len(source.specs), [], None)
+    finally:
+        source.close()
+
+
+def _result(source: AnySource, checked: int, bad: list[tuple[str, str]], against: Path | None) -> Verification:
+    shown = None if against is None else inert(str(against))
+    return Verification(inert(str(source.file.path)), checked, tuple(bad), source.compressed, shown)
+
+
+def _replay(native: NativeSource, against: Path, jobs: int, executor: Executor) -> list[tuple[str, str]]:
+    """Run the recipe of the file again and compare every manifest entry: checksums and figures."""
+    recipe = Recipe.from_json(native.manifest["recipe"], native.label)
+    source = open_source(against, key=recipe.key, keep_extras=recipe.keep_extras)
+    try:
+        claimed = native.manifest["source"]
+        if (source.sha256, source.file.size) != (claimed["sha256"], claimed["bytes"]):
+            return [("(source)", f"{source.file.label} is not the file that it says it was made from")]
+        plan = plan_compression(
+            source, recipe, command="verify", container=native.container, executor=executor
+        )
+        outcome = run(plan, source, NullSink(), jobs=jobs, executor=executor)
+        source.finish()
+        derived = {record.spec.name: record.to_json() for record in outcome.records(plan)}
+    finally:
+        source.close()
+    stored = native.manifest["tensors"]
+    names = [*stored, *(name for name in derived if name not in stored)]
+    return [(name, "differs from what its source and recipe give") for name in names if stored.get(name) != derived.get(name)]
