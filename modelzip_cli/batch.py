@@ -155,7 +155,9 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
         if os.path.lexists(job.output) and not selection.force:
             existing.append(shown)
     if existing:
-        what = f"{existing[0]} exists" if len(existing) == 1 else f"{len(existing)} outputs exist, such as {existing[0]}"
+        what = (
+            f"{existing[0]} exists" if len(existing) == 1 else f"{len(existing)} outputs exist, such as {existing[0]}"
+        )
         raise OutputExists(f"{what}; -f replaces, --skip-existing leaves what is there")
     return jobs
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from modelzip_cli.layouts.native import Record, encode_parts
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite
 from modelzip_cli.source import AnySource
-from modelzip_cli.tensors import Bits, Sink
+from modelzip_cli.tensors import Sink
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits
 
 Progress = Callable[[int], None]  # told how many source bytes are done
 TASK_UNITS = 128 * 1024  # slabs of small tensors are bundled up to this size: a task costs some 50 us
@@ -142,7 +145,7 @@ def run(
                 sink.write(part.spec.name, places[part.local], data, crc)
                 places[part.local] += data.nbytes
         outcome.add(encoded)
-        progress(encoded.slab.units * tensor.spec.dtype.unit.itemsize)
+        progress(encoded.slab.units * tensor.spec.dtype.unit_bytes)
     _begin_until(plan, sink, begun, None)
     return outcome
 
@@ -190,9 +193,7 @@ class _Task:
         return [encode(slab, self.source, self.plan.layout) for slab in self.slabs]
 
 
-def _in_order(
-    executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int
-) -> Iterator[Encoded]:
+def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int) -> Iterator[Encoded]:
     """Run tasks on the executor, `window` of them at a time, and yield their results in order."""
     waiting: deque[Future[list[Encoded]]] = deque()
     try:

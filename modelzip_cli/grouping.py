@@ -36,7 +36,8 @@ def group(names: Sequence[str], keys: Sequence[Hashable]) -> list[Group]:
     for (pattern, key), members in found.items():
         split = [names[place].split(".") for place in members]
         parts = tuple(
-            index_set(int(parts[depth]) for parts in split) if part == "#" else part for depth, part in enumerate(pattern)
+            index_set(int(parts[depth]) for parts in split) if part == "#" else part
+            for depth, part in enumerate(pattern)
         )
         groups.append(Group(parts, key, tuple(members)))
     return _merge_siblings(groups)

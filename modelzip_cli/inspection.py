@@ -102,7 +102,14 @@ def _describe(source: AnySource) -> Inspection:
         tied_to = ties.get(name)
         tensors.append(
             InspectedTensor(
-                name, spec.shape, spec.dtype.id, spec.bytes, 0 if tied_to else stored, scheme, tied_to, name in source.specs
+                name,
+                spec.shape,
+                spec.dtype.id,
+                spec.bytes,
+                0 if tied_to else stored,
+                scheme,
+                tied_to,
+                name in source.specs,
             )
         )
     manifest = None
@@ -137,7 +144,9 @@ def _extras(tree: Tree, path: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def _holds_weights(tree: dict[Any, Any]) -> bool:
-    return any(isinstance(value, Weights) or (isinstance(value, dict) and _holds_weights(value)) for value in tree.values())
+    return any(
+        isinstance(value, Weights) or (isinstance(value, dict) and _holds_weights(value)) for value in tree.values()
+    )
 
 
 def _brief(value: Tree) -> str:

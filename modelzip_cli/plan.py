@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +19,10 @@ from modelzip_cli.recipe import Decision, Recipe
 from modelzip_cli.schemes.base import Params, Scheme
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.source import AnySource
-from modelzip_cli.tensors import Block, Source, TensorSpec
+from modelzip_cli.tensors import Source, TensorSpec
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 FOREVER = 512, 1 << 30  # a restored file may have this many times the bytes of the compressed one, and this many more
 
@@ -69,9 +73,7 @@ class Plan:
         return sum(tensor.bytes_after for tensor in self.tensors)
 
 
-def plan_compression(
-    source: AnySource, recipe: Recipe, *, command: str, container: str, executor: Executor
-) -> Plan:
+def plan_compression(source: AnySource, recipe: Recipe, *, command: str, container: str, executor: Executor) -> Plan:
     """Decide for every tensor of `source`; fit what belongs to whole tensors, one tensor a task on `executor`.
 
     `container` is that of the output. Raises NonFinite unless the recipe allows such tensors to be kept.
@@ -113,7 +115,14 @@ def plan_restore(source: AnySource, *, container: str, dtype: str | None, most_b
     tensors += [TensorPlan(spec, None, "beside the weights", ()) for spec in source.beside.values()]
     outer, warnings = _outer_of(source, "dense", container)
     plan = Plan(
-        "restore", recipe, container, tuple(_with_parts(tensors, "dense")), (), outer, source.metadata, source.warnings + warnings
+        "restore",
+        recipe,
+        container,
+        tuple(_with_parts(tensors, "dense")),
+        (),
+        outer,
+        source.metadata,
+        source.warnings + warnings,
     )
     factor, more = FOREVER
     limit = most_bytes if most_bytes is not None else factor * source.file.size + more
@@ -140,7 +149,10 @@ def _outer_of(source: AnySource, layout: str, container: str) -> tuple[Outer | N
 def _with_parts(tensors: list[TensorPlan], layout: str) -> list[TensorPlan]:
     """Name the stored arrays of every tensor; no two the same."""
     if layout == "dense":
-        return [tensor if tensor.tie else replace(tensor, parts=dense_parts(tensor.spec, tensor.scheme)) for tensor in tensors]
+        return [
+            tensor if tensor.tie else replace(tensor, parts=dense_parts(tensor.spec, tensor.scheme))
+            for tensor in tensors
+        ]
     taken = {tensor.spec.name for tensor in tensors}
     planned = []
     for tensor in tensors:
@@ -203,4 +215,3 @@ def refuse_nonfinite(source: AnySource, spec: TensorSpec) -> NonFinite:
                 f"(first at row {first + row}, column {column}); --allow-nonfinite keeps such tensors as they are"
             )
     raise AssertionError(f"{spec.name} is finite")
-

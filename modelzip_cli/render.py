@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-from modelzip_cli.diff import Difference
 from modelzip_cli.errors import inert
 from modelzip_cli.grouping import Group, Node, group, tree
-from modelzip_cli.inspection import Inspection
-from modelzip_cli.report import Report, TensorRow
-from modelzip_cli.verify import Verification
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from modelzip_cli.batch import Result
+    from modelzip_cli.diff import Difference
+    from modelzip_cli.inspection import Inspection
+    from modelzip_cli.report import Report, TensorRow
     from modelzip_cli.schemes.listing import SchemeLine
+    from modelzip_cli.verify import Verification
 
 NAME_WIDTH = 200
 BAR_WIDTH = 40
@@ -192,7 +192,9 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         bits = f"{totals['bits_per_weight']:.2f} bits a weight, {count(totals['treated_parameters'] or 0)} weights"
         pairs.append(("stored", f"{bits}; state dict {totals['weight_ratio']:.2f}x smaller"))
     if totals["sqnr_db"] is not None:
-        pairs.append(("error", f"SQNR {totals['sqnr_db']:.2f} dB, cosine {totals['cosine']:.6f} (weights, not accuracy)"))
+        pairs.append(
+            ("error", f"SQNR {totals['sqnr_db']:.2f} dB, cosine {totals['cosine']:.6f} (weights, not accuracy)")
+        )
     elif treated and report.output:
         pairs.append(("error", "none: every weight is restored exactly"))
     if totals["sparsity"]:
@@ -207,10 +209,15 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         top = sorted({row.name.split(".")[0] for row in dropped})
         names = ", ".join(inert(name, longest=60) for name in top[:4]) + (", ..." if len(top) > 4 else "")
         total = size(sum(row.bytes_before for row in dropped))
-        pairs.append(("dropped", f"{len(dropped)} tensors beside the weights, {total}: {names} (--keep-extras keeps them)"))
+        pairs.append(
+            ("dropped", f"{len(dropped)} tensors beside the weights, {total}: {names} (--keep-extras keeps them)")
+        )
     pairs += [("warning", warning) for warning in report.warnings]
     pairs += [
-        ("gate", f"{gate.metric} {_figure(gate.value)} against {gate.limit:g}: {'passed' if gate.passed else 'NOT MET'}")
+        (
+            "gate",
+            f"{gate.metric} {_figure(gate.value)} against {gate.limit:g}: {'passed' if gate.passed else 'NOT MET'}",
+        )
         for gate in report.gates
     ]
     pairs.append(("memory", f"peak {size(report.peak_rss_bytes)}"))
@@ -266,7 +273,9 @@ def inspection_blocks(found: Inspection, *, verbose: bool = False) -> list[Block
         if rest:
             below = sum(sizes[place] for item in rest for place in item.members)
             names = sum(len(item.members) for item in rest)
-            lines.append((f"({len(rest)} smaller groups)", str(names), "", "", size(below), _bar(below / max(stored, 1), 10)))
+            lines.append(
+                (f"({len(rest)} smaller groups)", str(names), "", "", size(below), _bar(below / max(stored, 1), 10))
+            )
         blocks.append(Table(("name", "n", "shape", "type", "bytes", "share"), "lrllrl", tuple(lines)))
     blocks.append(Pairs(tuple(_inspection_pairs(found, shares)), (("warning", "warn"),) if found.warnings else ()))
     return blocks
@@ -302,7 +311,7 @@ def _inspection_pairs(found: Inspection, shares: str) -> list[tuple[str, str]]:
     beside = [tensor for tensor in found.tensors if not tensor.weights]
     if beside:
         total = sum(tensor.bytes for tensor in beside)
-        top = ", ".join(sorted({inert(tensor.name.split('.')[0], longest=60) for tensor in beside}))
+        top = ", ".join(sorted({inert(tensor.name.split(".")[0], longest=60) for tensor in beside}))
         pairs.append(("beside", f"{len(beside)} tensors, {size(total)} ({total / found.bytes:.0%} of the file): {top}"))
     extras = [f"{inert(name, longest=60)} = {inert(value, longest=60)}" for name, value in found.extras.items()]
     if extras:
@@ -404,12 +413,16 @@ def batch_line(result: Result) -> str:
     target = after.path if after else report.extra["planned"]["path"]
     sqnr = report.totals["sqnr_db"]
     figures = f"{size(report.source.bytes)} -> {size(size_after)}  {report.totals['ratio']:.2f}x"
-    return f"{'ok' if after else 'planned':<8} {path} -> {target}  {figures}" + (f"  {sqnr:.1f} dB" if sqnr is not None else "")
+    return f"{'ok' if after else 'planned':<8} {path} -> {target}  {figures}" + (
+        f"  {sqnr:.1f} dB" if sqnr is not None else ""
+    )
 
 
 def batch_summary(summary: Mapping[str, int]) -> str:
     """The last line of a batch."""
-    counts = ", ".join(f"{summary[key]} {key}" for key in ("done", "skipped", "failed") if summary[key] or key == "done")
+    counts = ", ".join(
+        f"{summary[key]} {key}" for key in ("done", "skipped", "failed") if summary[key] or key == "done"
+    )
     if not summary["bytes_after"]:
         return counts
     before, after = summary["bytes_before"], summary["bytes_after"]
@@ -432,7 +445,9 @@ def _takes_unicode(stream: IO[str]) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") in ("utf8", "utf16", "utf32")
 
 
-ASCII = str.maketrans({"█": "#", "▏": "|", "├": "|", "└": "`", "─": "-", "│": "|", "…": "~"} | dict.fromkeys("▎▍▌▋▊▉", "|"))
+ASCII = str.maketrans(
+    {"█": "#", "▏": "|", "├": "|", "└": "`", "─": "-", "│": "|", "…": "~"} | dict.fromkeys("▎▍▌▋▊▉", "|")
+)
 
 
 def _ascii(text: str) -> str:
@@ -530,7 +545,10 @@ def _print_rich(block: Block, console: Console) -> None:
         for column, side in zip(block.columns, block.align, strict=True):
             name = column in ("tensors", "name", "note", "status")
             grid.add_column(
-                Text(column), justify="right" if side == "r" else "left", no_wrap=not name, overflow="fold" if name else "ellipsis"
+                Text(column),
+                justify="right" if side == "r" else "left",
+                no_wrap=not name,
+                overflow="fold" if name else "ellipsis",
             )
         for number, row in enumerate(block.rows):
             grid.add_row(*(Text(cell, "dim" if number in block.dim else "") for cell in row))

@@ -95,6 +95,7 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
         check_output(path, output, force=settings.force)
+        recipe.check_patterns(list(source.specs), source.file.label)
         with _threads(settings.jobs) as executor:
             plan = plan_compression(source, recipe, command=command, container=container, executor=executor)
             return _carry_out(plan, source, output, settings, executor, started)
@@ -220,12 +221,12 @@ def describe_gate(gate: Gate) -> str:
     return f"{gate.metric} is {gate.value:.6g}, --fail-under asks for {gate.limit:g}"
 
 
-def _report(
-    plan: Plan, source: AnySource, output: Path, size: int, outcome: Outcome | None, started: float
-) -> Report:
+def _report(plan: Plan, source: AnySource, output: Path, size: int, outcome: Outcome | None, started: float) -> Report:
     rows = [_row(tensor, outcome.errors(tensor) if outcome else None) for tensor in plan.tensors]
     rows += [
-        TensorRow(spec.name, spec.shape, spec.dtype.id, "dropped", "beside the weights; --keep-extras keeps it", spec.bytes, 0)
+        TensorRow(
+            spec.name, spec.shape, spec.dtype.id, "dropped", "beside the weights; --keep-extras keeps it", spec.bytes, 0
+        )
         for spec in plan.dropped
     ]
     stored = [tensor for tensor in plan.tensors if not tensor.tie]
@@ -302,7 +303,14 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
     reason = f"tied to {tensor.tie}" if tensor.tie else tensor.reason or None
     status = "kept" if kept or tensor.tie else "compressed"
     row = TensorRow(
-        spec.name, spec.shape, spec.dtype.id, status, reason, 0 if tensor.tie else spec.bytes, tensor.bytes_after, exact=kept
+        spec.name,
+        spec.shape,
+        spec.dtype.id,
+        status,
+        reason,
+        0 if tensor.tie else spec.bytes,
+        tensor.bytes_after,
+        exact=kept,
     )
     if tensor.scheme is None or tensor.tie:
         return row

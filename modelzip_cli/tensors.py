@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # numpy takes 60 ms to import: `inspect` does without
+    import numpy as np
+    from numpy.typing import NDArray
 
-Bits = NDArray[Any]  # unsigned integers that hold the raw bits of a tensor
-Block = NDArray[np.float32]  # weights, [rows, columns]
+    Bits = NDArray[Any]  # unsigned integers that hold the raw bits of a tensor
+    Block = NDArray[np.float32]  # weights, [rows, columns]
 
 SLAB_WEIGHTS = 512 * 1024  # float32 working copies of a slab (2 MB) stay in a shared cache; 512 Ki keeps calls few
 
@@ -30,9 +31,14 @@ class DType:
     torch: str | None
 
     @property
-    def unit(self) -> np.dtype[Any]:
-        """The unsigned integer that raw bits are read as: the element, or bytes where no integer has its width."""
-        return np.dtype(f"<u{self.bits // 8}") if self.bits in (8, 16, 32, 64) else np.dtype("u1")
+    def unit_bytes(self) -> int:
+        """Bytes of the unsigned integer that raw bits are read as: the element, or one where no integer has its width."""
+        return self.bits // 8 if self.bits in (16, 32, 64) else 1
+
+    @property
+    def unit(self) -> str:
+        """That integer as a numpy dtype string."""
+        return f"<u{self.unit_bytes}"
 
     def __str__(self) -> str:
         return self.id
@@ -92,7 +98,7 @@ class TensorSpec:
     @property
     def units(self) -> int:
         """How many raw units `Source.read` counts: elements, or bytes where `dtype.unit` is a byte of many."""
-        return self.bytes // self.dtype.unit.itemsize
+        return self.bytes // self.dtype.unit_bytes
 
     @property
     def matrix(self) -> tuple[int, int]:

@@ -81,9 +81,7 @@ def _replay(native: NativeSource, against: Path, jobs: int, executor: Executor) 
         claimed = native.manifest["source"]
         if (source.sha256, source.file.size) != (claimed["sha256"], claimed["bytes"]):
             return [("(source)", f"{source.file.label} is not the file that it says it was made from")]
-        plan = plan_compression(
-            source, recipe, command="verify", container=native.container, executor=executor
-        )
+        plan = plan_compression(source, recipe, command="verify", container=native.container, executor=executor)
         outcome = run(plan, source, NullSink(), jobs=jobs, executor=executor)
         source.finish()
         derived = {record.spec.name: record.to_json() for record in outcome.records(plan)}
@@ -91,4 +89,8 @@ def _replay(native: NativeSource, against: Path, jobs: int, executor: Executor) 
         source.close()
     stored = native.manifest["tensors"]
     names = [*stored, *(name for name in derived if name not in stored)]
-    return [(name, "differs from what its source and recipe give") for name in names if stored.get(name) != derived.get(name)]
+    return [
+        (name, "differs from what its source and recipe give")
+        for name in names
+        if stored.get(name) != derived.get(name)
+    ]

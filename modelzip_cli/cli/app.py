@@ -78,12 +78,18 @@ def _run(arguments: list[str]) -> int:
             print(message)
             return code
         name = arguments[0] if not arguments[0].startswith("-") else ""
-        hint = f"modelzip {name} --help" if name in {command.callback.__name__ for command in app.registered_commands if command.callback} else "modelzip --help"
+        hint = (
+            f"modelzip {name} --help"
+            if name in {command.callback.__name__ for command in app.registered_commands if command.callback}
+            else "modelzip --help"
+        )
         return _fail(arguments, f"{inert(message)} (see `{hint}`)", code, "usage-error", error)
     except BrokenPipeError as error:
         return _stdout_failed(error)
     except OSError as error:
-        return _fail(arguments, f"{inert(str(error.filename or 'output'))}: {error.strerror or error}", 1, "os-error", error)
+        return _fail(
+            arguments, f"{inert(str(error.filename or 'output'))}: {error.strerror or error}", 1, "os-error", error
+        )
     except MemoryError as error:
         return _fail(arguments, "out of memory; try fewer --jobs", 1, "out-of-memory", error)
     except Exception as error:  # the one broad net: a mistake of ours must not look like advice
@@ -99,7 +105,8 @@ def _fail(arguments: list[str], message: str, code: int, kind: str, error: BaseE
         traceback.print_exception(error)
     _say(f"error: {message}")
     if any(argument in ("--json", "--format=json", "--format=jsonl") for argument in arguments) or any(
-        pair in (["--format", "json"], ["--format", "jsonl"]) for pair in map(list, zip(arguments, arguments[1:], strict=False))
+        pair in (["--format", "json"], ["--format", "jsonl"])
+        for pair in map(list, zip(arguments, arguments[1:], strict=False))
     ):
         import json
 

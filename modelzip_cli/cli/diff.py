@@ -16,7 +16,9 @@ from pathlib import Path
 
 def diff(
     first: OnePath,
-    second: Annotated[Path, typer.Argument(metavar="OTHER", help="The checkpoint to compare with it, compressed or not.")],
+    second: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="The checkpoint to compare with it, compressed or not.")
+    ],
     fail_under: FailUnder = None,
     jobs: Jobs = None,
     form: Format = "auto",

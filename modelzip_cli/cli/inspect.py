@@ -6,7 +6,12 @@ from modelzip_cli.cli.options import Debug, Format, Json, Key, Paths, Verbose
 
 
 def inspect(
-    paths: Paths, key: Key = None, form: Format = "auto", json: Json = False, verbose: Verbose = False, debug: Debug = False
+    paths: Paths,
+    key: Key = None,
+    form: Format = "auto",
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds, from its header: tensors in groups, dtypes, what is beside the weights."""
     from modelzip_cli.cli.show import show

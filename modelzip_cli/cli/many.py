@@ -52,7 +52,11 @@ def run_many(
         summary = summarize(results)
         if form == "json":
             runs = [result.to_json() for result in results]
-            print(json.dumps({"schema_version": SCHEMA_VERSION, "runs": runs, "summary": summary}, ensure_ascii=False, indent=1))
+            print(
+                json.dumps(
+                    {"schema_version": SCHEMA_VERSION, "runs": runs, "summary": summary}, ensure_ascii=False, indent=1
+                )
+            )
         elif form == "jsonl":
             print(json.dumps({"schema_version": SCHEMA_VERSION, "summary": summary}))
         else:

@@ -11,40 +11,91 @@ Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoint
 OnePath = Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint file.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="The output (one input). Its suffix says the container: .safetensors, or .pth .pt .bin .ckpt."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help="The output (one input). Its suffix says the container: .safetensors, or .pth .pt .bin .ckpt.",
+    ),
 ]
 OutputDir = Annotated[
-    Path | None, typer.Option("--output-dir", metavar="DIR", help="Where outputs go; the tree of an input directory is mirrored.")
+    Path | None,
+    typer.Option("--output-dir", metavar="DIR", help="Where outputs go; the tree of an input directory is mirrored."),
 ]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing outputs.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave existing outputs and go on.")]
-Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Take every checkpoint below the given directories.")]
-Include = Annotated[list[str] | None, typer.Option("--include", metavar="GLOB", help="With -r: only these files. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="GLOB", help="With -r: not these files. Repeatable.")]
+Recursive = Annotated[
+    bool, typer.Option("--recursive", "-r", help="Take every checkpoint below the given directories.")
+]
+Include = Annotated[
+    list[str] | None, typer.Option("--include", metavar="GLOB", help="With -r: only these files. Repeatable.")
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", metavar="GLOB", help="With -r: not these files. Repeatable.")
+]
 SchemeName = Annotated[
     str | None,
-    typer.Option("--scheme", "-s", metavar="SCHEME", help="How weights are stored, such as int4-g64; `modelzip schemes` lists all.  [default: int8]"),
+    typer.Option(
+        "--scheme",
+        "-s",
+        metavar="SCHEME",
+        help="How weights are stored, such as int4-g64; `modelzip schemes` lists all.  [default: int8]",
+    ),
 ]
 Bits = Annotated[int | None, typer.Option("--bits", metavar="N", help="Short for --scheme intN.")]
-GroupSize = Annotated[int | None, typer.Option("--group-size", metavar="N", help="Weights that share a scale: the -gN of an int scheme.")]
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="GLOB", help="Treat only these tensors. Repeatable; re: makes it a regular expression.")]
+GroupSize = Annotated[
+    int | None, typer.Option("--group-size", metavar="N", help="Weights that share a scale: the -gN of an int scheme.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="GLOB", help="Treat only these tensors. Repeatable; re: makes it a regular expression."
+    ),
+]
 Skip = Annotated[list[str] | None, typer.Option("--skip", metavar="GLOB", help="Keep these tensors too. Repeatable.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="GLOB=SCHEME", help="Another scheme for some tensors, whatever the defaults; keep leaves them alone. Repeatable, the last match wins."),
+    typer.Option(
+        "--set",
+        metavar="GLOB=SCHEME",
+        help="Another scheme for some tensors, whatever the defaults; keep leaves them alone. Repeatable, the last match wins.",
+    ),
 ]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options override it.")]
-SaveRecipe = Annotated[Path | None, typer.Option("--save-recipe", metavar="FILE", help="Write the effective recipe as TOML.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="A TOML recipe; options override it.")
+]
+SaveRecipe = Annotated[
+    Path | None, typer.Option("--save-recipe", metavar="FILE", help="Write the effective recipe as TOML.")
+]
 Layout = Annotated[
     str | None,
-    typer.Option("--layout", metavar="native|dense", help="Smallest, or plain tensors that any loader reads.  [default: native]"),
+    typer.Option(
+        "--layout", metavar="native|dense", help="Smallest, or plain tensors that any loader reads.  [default: native]"
+    ),
 ]
-Key = Annotated[str | None, typer.Option("--key", metavar="NAME", help="Which state dict of a nested checkpoint, dots between levels.")]
-KeepExtras = Annotated[bool, typer.Option("--keep-extras", help="Keep tensors beside the weights, such as optimizer state.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Keep tensors with NaN or infinity as they are instead of refusing the file.")]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="NAME", help="Which state dict of a nested checkpoint, dots between levels."),
+]
+KeepExtras = Annotated[
+    bool, typer.Option("--keep-extras", help="Keep tensors beside the weights, such as optimizer state.")
+]
+AllowNonfinite = Annotated[
+    bool,
+    typer.Option(
+        "--allow-nonfinite", help="Keep tensors with NaN or infinity as they are instead of refusing the file."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Show the plan and the sizes; write nothing.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", metavar="N", help="Worker threads.  [default: all cores]")]
-Format = Annotated[str, typer.Option("--format", metavar="auto|rich|plain|json|jsonl|md", help="How the report is shown; auto: rich on a terminal, plain in a pipe.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="auto|rich|plain|json|jsonl|md",
+        help="How the report is shown; auto: rich on a terminal, plain in a pipe.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of outputs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row for every tensor.")]
@@ -52,6 +103,13 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 FailUnder = Annotated[
     list[str] | None,
-    typer.Option("--fail-under", metavar="METRIC=VALUE", help="Exit 4 and leave no output when sqnr, sqnr-min (dB) or cosine is lower. Repeatable."),
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        help="Exit 4 and leave no output when sqnr, sqnr-min (dB) or cosine is lower. Repeatable.",
+    ),
 ]
-MaxSize = Annotated[str | None, typer.Option("--max-size", metavar="SIZE", help="Exit 4 and leave no output when it would be larger: 25MB, 25MiB.")]
+MaxSize = Annotated[
+    str | None,
+    typer.Option("--max-size", metavar="SIZE", help="Exit 4 and leave no output when it would be larger: 25MB, 25MiB."),
+]

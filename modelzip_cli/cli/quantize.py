@@ -142,7 +142,9 @@ def _read_recipe(path: Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{label}: cannot read the recipe: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        raise UsageError(
+            f"{label}: cannot read the recipe: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from None
     return read_recipe(text, label)
 
 

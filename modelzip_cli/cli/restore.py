@@ -30,11 +30,16 @@ from modelzip_cli.errors import UsageError, inert
 def restore(
     paths: Paths,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="f32|f16|bf16", help="Float tensors in this dtype instead of their own.")
+        str | None,
+        typer.Option("--dtype", metavar="f32|f16|bf16", help="Float tensors in this dtype instead of their own."),
     ] = None,
     max_output_size: Annotated[
         str | None,
-        typer.Option("--max-output-size", metavar="SIZE", help="Refuse to write more than this; without it, more than an honest file can need."),
+        typer.Option(
+            "--max-output-size",
+            metavar="SIZE",
+            help="Refuse to write more than this; without it, more than an honest file can need.",
+        ),
     ] = None,
     output: Output = None,
     output_dir: OutputDir = None,

@@ -10,8 +10,12 @@ from modelzip_cli.cli.options import Debug, Format, Json
 
 
 def schemes(
-    scheme: Annotated[str | None, typer.Argument(metavar="[SCHEME]", help="Explain this scheme: int, fixed, int4-g64 ...")] = None,
-    defaults: Annotated[bool, typer.Option("--defaults", help="Which tensors are kept or treated with care, and why.")] = False,
+    scheme: Annotated[
+        str | None, typer.Argument(metavar="[SCHEME]", help="Explain this scheme: int, fixed, int4-g64 ...")
+    ] = None,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Which tensors are kept or treated with care, and why.")
+    ] = False,
     form: Format = "auto",
     json: Json = False,
     debug: Debug = False,
@@ -19,9 +23,9 @@ def schemes(
     """List the schemes, or explain one: formula, options, bounds and source."""
     from modelzip_cli.cli.show import show
     from modelzip_cli.cli.values import parse_form
-    from modelzip_cli.report import SCHEMA_VERSION
     from modelzip_cli.recipe import describe_defaults
     from modelzip_cli.render import default_blocks, scheme_blocks, scheme_list_blocks
+    from modelzip_cli.report import SCHEMA_VERSION
     from modelzip_cli.schemes.listing import explain, list_schemes
 
     chosen = parse_form(form, json)

@@ -27,7 +27,9 @@ def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
     """Read `METRIC=VALUE`. Raises UsageError."""
     metric, separator, value = text.partition("=")
     if metric not in metrics:
-        raise UsageError(f"--fail-under {inert(text)!r}: no metric {inert(metric)!r}{did_you_mean(metric, metrics)}; there are {', '.join(metrics)}")
+        raise UsageError(
+            f"--fail-under {inert(text)!r}: no metric {inert(metric)!r}{did_you_mean(metric, metrics)}; there are {', '.join(metrics)}"
+        )
     try:
         number = float(value)
     except ValueError:

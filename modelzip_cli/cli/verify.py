@@ -14,7 +14,9 @@ def verify(
     paths: Paths,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="SRC", help="Derive the output again from this source and compare (one PATH)."),
+        typer.Option(
+            "--against", metavar="SRC", help="Derive the output again from this source and compare (one PATH)."
+        ),
     ] = None,
     jobs: Jobs = None,
     form: Format = "auto",
@@ -56,4 +58,6 @@ def verify(
     bad = [one for one in found if one.bad]
     if bad:
         name, problem = bad[0].bad[0]
-        raise BrokenCheckpoint(f"{bad[0].path}: {len(bad[0].bad)} problems; tensor {inert(name, longest=200)}: {problem}")
+        raise BrokenCheckpoint(
+            f"{bad[0].path}: {len(bad[0].bad)} problems; tensor {inert(name, longest=200)}: {problem}"
+        )

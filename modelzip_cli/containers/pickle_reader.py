@@ -213,7 +213,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     return TensorRef(storage, storage.dtype, _count(offset), _counts(shape), _counts(strides))
 
 
-def _tensor_v3(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any) -> TensorRef:
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
+) -> TensorRef:
     if not isinstance(storage, StorageRef) or not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
         raise BadPickle("a tensor of an unknown dtype")
     _no_lazy_bits(rest)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.containers.atomic import AtomicFile
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import NotStrict, dumps, parse
 from modelzip_cli.errors import BrokenCheckpoint, inert
-from modelzip_cli.tensors import DTYPES, Bits, TensorSpec
+from modelzip_cli.tensors import DTYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits
 
 MOST_HEADER = 100_000_000  # as safetensors
 MOST_TENSORS = 1_000_000
@@ -62,9 +63,11 @@ class SafetensorsFile:
         return {}
 
     def read(self, name: str, start: int, stop: int) -> Bits:
-        unit = self.specs[name].dtype.unit
-        offset = self._data + self._begin[name] + start * unit.itemsize
-        return np.frombuffer(self.file.read(offset, (stop - start) * unit.itemsize), unit)
+        import numpy as np
+
+        dtype = self.specs[name].dtype
+        offset = self._data + self._begin[name] + start * dtype.unit_bytes
+        return np.frombuffer(self.file.read(offset, (stop - start) * dtype.unit_bytes), dtype.unit)
 
     def finish(self) -> None:
         self.file.check_unchanged()

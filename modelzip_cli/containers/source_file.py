@@ -6,7 +6,14 @@ import os
 import stat
 from pathlib import Path
 
-from modelzip_cli.errors import BrokenCheckpoint, FileNotThere, ModelzipError, SourceChanged, UnsupportedCheckpoint, inert
+from modelzip_cli.errors import (
+    BrokenCheckpoint,
+    FileNotThere,
+    ModelzipError,
+    SourceChanged,
+    UnsupportedCheckpoint,
+    inert,
+)
 
 
 class SourceFile:

@@ -11,24 +11,27 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.containers.atomic import AtomicFile
 from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.ledger import Ledger
 from modelzip_cli.containers.nesting import take_apart
 from modelzip_cli.containers.outer import Outer
-from modelzip_cli.containers.pickle_reader import BadPickle, STORAGES, read_pickle
+from modelzip_cli.containers.pickle_reader import STORAGES, BadPickle, read_pickle
 from modelzip_cli.containers.pickle_writer import write_pickle
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.tree import StorageRef, TensorRef, Weights
 from modelzip_cli.containers.zip_file import Entry, ZipWriter, read_directory
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
-from modelzip_cli.tensors import Bits, DType, TensorSpec
+from modelzip_cli.tensors import DType, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from modelzip_cli.tensors import Bits
 
 MOST_PICKLE = 256 << 20
 MOST_REPEATED = 4, 64 << 20  # logical bytes of all tensors: this many file sizes and this many bytes more
@@ -72,10 +75,12 @@ class TorchFile:
         self._ledger = Ledger()
 
     def read(self, name: str, start: int, stop: int) -> Bits:
+        import numpy as np
+
         tensor = self._tensors[name]
         entry = self._entries[f"{self._root}/data/{tensor.storage.key}"]
         unit, width = tensor.dtype.unit, tensor.dtype.bits // 8
-        first, last = start * unit.itemsize, stop * unit.itemsize
+        first, last = start * tensor.dtype.unit_bytes, stop * tensor.dtype.unit_bytes
         if not _is_contiguous(tensor):
             flat = self._read_rows(entry, tensor, first // width, -(-last // width))
             return flat.view(unit)
@@ -102,7 +107,9 @@ class TorchFile:
 
     def _find_root(self) -> str:
         """The folder inside the archive that holds data.pkl; its name is not fixed."""
-        roots = [name[: -len("/data.pkl")] for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1]
+        roots = [
+            name[: -len("/data.pkl")] for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1
+        ]
         names = set(self._entries)
         if any(name.endswith("/constants.pkl") for name in names) or any("/code/" in name for name in names):
             raise UnsupportedCheckpoint(
@@ -111,9 +118,13 @@ class TorchFile:
         if names and all(name.endswith(".npy") for name in names):
             raise UnsupportedCheckpoint(f"{self.file.label}: a NumPy .npz archive, not a torch checkpoint")
         if any(name.endswith("/models/model.json") for name in names):
-            raise UnsupportedCheckpoint(f"{self.file.label}: a torch.export archive (.pt2); this version does not read it")
+            raise UnsupportedCheckpoint(
+                f"{self.file.label}: a torch.export archive (.pt2); this version does not read it"
+            )
         if len(roots) != 1 or any(not name.startswith(f"{roots[0]}/") for name in names):
-            raise UnsupportedCheckpoint(f"{self.file.label}: a zip archive, but not one that torch wrote: no single data.pkl")
+            raise UnsupportedCheckpoint(
+                f"{self.file.label}: a zip archive, but not one that torch wrote: no single data.pkl"
+            )
         return roots[0]
 
     def _check_byte_order(self) -> None:
@@ -171,6 +182,8 @@ class TorchFile:
 
     def _read_rows(self, entry: Entry, tensor: TensorRef, start: int, stop: int) -> NDArray[Any]:
         """Elements [start, stop) of a tensor with strides, in C order, as bytes: whole rows are read, then cut."""
+        import numpy as np
+
         shape, strides = tensor.shape, tensor.strides
         while len(shape) > 1 and shape[0] == 1:
             shape, strides = shape[1:], strides[1:]
@@ -186,6 +199,8 @@ class TorchFile:
         self, entry: Entry, element: np.dtype[Any], begin: int, shape: tuple[int, ...], strides: tuple[int, ...]
     ) -> NDArray[Any]:
         """Read a strided view; split along its widest stride until what is fetched is mostly what is needed."""
+        import numpy as np
+
         extent = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
         width = element.itemsize
         if extent * width <= max(SMALL_READ, WASTE * prod(shape) * width):

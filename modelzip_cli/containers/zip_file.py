@@ -97,9 +97,7 @@ def _end(file: SourceFile) -> tuple[int, int, int]:
     return count, size, offset
 
 
-def _entry(
-    file: SourceFile, fields: tuple[int, ...], raw_name: bytes, extra: bytes, limit: int
-) -> tuple[Entry, int]:
+def _entry(file: SourceFile, fields: tuple[int, ...], raw_name: bytes, extra: bytes, limit: int) -> tuple[Entry, int]:
     """Check one directory record against its local header; return the entry and where the header begins."""
     _, _, _, flags, method, _, _, crc, stored, size, *_, header = fields
     try:
@@ -110,7 +108,9 @@ def _entry(
     if fields[0] != b"PK\x01\x02" or flags & ~(UTF8 | DESCRIPTOR):
         raise BrokenCheckpoint(f"{label}: a malformed directory record")
     if method != 0:
-        raise UnsupportedCheckpoint(f"{label} is compressed, which torch never does; save the checkpoint with torch again")
+        raise UnsupportedCheckpoint(
+            f"{label} is compressed, which torch never does; save the checkpoint with torch again"
+        )
     wide = _zip64(extra, [value for value in (size, stored, header) if value == FULL32], label)
     size = wide.pop(0) if size == FULL32 else size
     stored = wide.pop(0) if stored == FULL32 else stored
@@ -187,7 +187,9 @@ class ZipWriter:
         padding = -unpadded % ALIGNMENT
         extra += struct.pack("<2H", 0x4246, padding) + b"Z" * padding
         version = 45 if size >= FULL32 else 20
-        return LOCAL.pack(b"PK\x03\x04", version, UTF8, 0, 0, 0x21, crc, short, short, len(raw), len(extra)) + raw + extra
+        return (
+            LOCAL.pack(b"PK\x03\x04", version, UTF8, 0, 0, 0x21, crc, short, short, len(raw), len(extra)) + raw + extra
+        )
 
     @staticmethod
     def _central_record(name: bytes, header: int, size: int, crc: int) -> bytes:

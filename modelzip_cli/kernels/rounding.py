@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.kernels.jit import jit
-from modelzip_cli.tensors import Block
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 Codes8 = NDArray[np.uint8]
 Codes16 = NDArray[np.uint16]

@@ -7,12 +7,16 @@ Over a group: 16 lanes, weight i of the group in lane i mod 16.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.kernels.jit import jit
 from modelzip_cli.kernels.rounding import spread
-from modelzip_cli.tensors import Block
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 Sums = NDArray[np.float64]
 
@@ -101,6 +105,7 @@ def error_sums(weights: Block, restored: Block) -> Sums:
 def _group_lanes(terms: Sums, group_size: int) -> Sums:
     """Sums of the groups of float64 [rows, columns] in the order above: float64 [rows, groups]."""
     rows, columns = terms.shape
+    group_size = min(group_size, columns)
     groups = -(-columns // group_size)
     sets = -(-group_size // GROUP_LANES)
     sums = np.zeros((rows, groups))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.kernels.jit import jit
-from modelzip_cli.tensors import BF16, F16, F32, F64, Bits, Block, DType
+from modelzip_cli.tensors import BF16, F16, F32, F64, DType
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits, Block
 
 Bits16 = NDArray[np.uint16]
 Bits32 = NDArray[np.uint32]
@@ -134,7 +137,9 @@ def narrow_f16(bits: Bits32) -> Bits16:
             value[i] = value[i] + half
         for i in range(row.size):
             x = row[i] & np.uint32(0x7FFFFFFF)
-            normal = (x + np.uint32(0xFFF) + (x >> np.uint32(13) & np.uint32(1)) - np.uint32(112 << 23)) >> np.uint32(13)
+            normal = (x + np.uint32(0xFFF) + (x >> np.uint32(13) & np.uint32(1)) - np.uint32(112 << 23)) >> np.uint32(
+                13
+            )
             h = scratch[i] - SUBNORMAL_MAGIC if x < np.uint32(113 << 23) else normal
             h = np.uint32(0x7C00) if x >= np.uint32(0x477FF000) else h  # 65520 and above round to infinity
             out[i] = np.uint16(h | row[i] >> np.uint32(16) & SIGN16)

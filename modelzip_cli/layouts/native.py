@@ -11,22 +11,24 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from modelzip_cli.coders import CODERS, coder
 from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.ledger import Ledger
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.strict_json import NotStrict, dumps, parse
-from modelzip_cli.containers.tree import Weights, from_json, to_json
+from modelzip_cli.containers.tree import Named, Weights, from_json, to_json
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
-from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.layouts import Part
 from modelzip_cli.schemes import parse_scheme
-from modelzip_cli.schemes.base import Codes, Params, Scheme
-from modelzip_cli.tensors import DTYPES, U8, Bits, Block, DType, TensorSpec
+from modelzip_cli.tensors import DTYPES, U8, DType, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from modelzip_cli.schemes.base import Codes, Params, Scheme
+    from modelzip_cli.tensors import Bits, Block
 
 FORMAT_VERSION = 1
 KEY, DIGEST = "modelzip", "modelzip.sha256"  # the two entries of the container's metadata
@@ -70,12 +72,18 @@ def encode_parts(scheme: Scheme, codes: Codes, params: Params) -> dict[str, Bits
 
 
 def _to_bits(values: np.ndarray[Any, Any], dtype: DType) -> Bits:
+    import numpy as np
+
+    from modelzip_cli.kernels.widen import narrow
+
     if dtype.kind == "float":
         return narrow(np.ascontiguousarray(values, np.float32), dtype)
     return np.ascontiguousarray(values).view(dtype.unit)
 
 
 def _from_bits(bits: Bits, dtype: DType) -> np.ndarray[Any, Any]:
+    from modelzip_cli.kernels.widen import widen
+
     if dtype.kind == "float":
         return widen(bits, dtype)
     return bits.view(f"<{dtype.id[0]}{dtype.bits // 8}")
@@ -160,7 +168,9 @@ class NativeSource:
             self.records = {record.spec.name: record for record in _records(container, self.manifest)}
             self.metadata, self.outer = _surroundings(self.manifest, self.records)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise BrokenCheckpoint(f"{self.label}: its manifest is malformed: {inert(str(error), longest=200)}") from None
+            raise BrokenCheckpoint(
+                f"{self.label}: its manifest is malformed: {inert(str(error), longest=200)}"
+            ) from None
         except UsageError as error:  # of a scheme name or its options
             raise BrokenCheckpoint(f"{self.label}: its manifest is malformed: {error}") from None
         beside = set(self.records) - set(self.outer.names) if self.outer else set()
@@ -176,9 +186,11 @@ class NativeSource:
         record = self.records[owner]
         if record.scheme is None:
             (part,) = record.parts
-            width = record.spec.dtype.unit.itemsize // part.spec.dtype.unit.itemsize
+            width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
             bits = self._read_part(part, start * width, stop * width)
             return bits.view(record.spec.dtype.unit)
+        from modelzip_cli.kernels.widen import narrow
+
         columns = record.spec.matrix[1]
         first, last = start // columns, -(-stop // columns)
         block = self._decode(record, first, last)
@@ -207,6 +219,8 @@ class NativeSource:
 
     def _decode(self, record: Record, first: int, last: int) -> Block:
         """Rows [first, last) of a treated tensor as float32."""
+        import numpy as np
+
         scheme, (_, columns) = record.scheme, record.spec.matrix
         assert scheme is not None
         params = dict(self._params[record.spec.name])
@@ -242,6 +256,8 @@ class NativeSource:
         return params
 
     def _check_params(self, record: Record, params: Params) -> None:
+        import numpy as np
+
         for local, values in params.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 self._broken(record, f"{local} is not finite")
@@ -256,7 +272,7 @@ class NativeSource:
     def _check_part(self, record: Record, part: Part) -> None:
         if part.spec.name not in self._ledger.names():
             return
-        width = part.spec.dtype.unit.itemsize
+        width = part.spec.dtype.unit_bytes
         expected = 0
         for crc, (begin, end) in zip(record.crc32[part.local], _part_slabs(record, part), strict=True):
             expected = combine(expected, crc, (end - begin) * width)
@@ -264,7 +280,7 @@ class NativeSource:
             self._broken(record, f"{part.local} does not match its checksum: the file is damaged")
 
     def _bytes_of(self, part: Part, begin: int, end: int) -> bytes:
-        width = part.spec.dtype.unit.itemsize
+        width = part.spec.dtype.unit_bytes
         bits: Bits = self._container.read(part.spec.name, begin // width, end // width)
         return bits.tobytes()
 
@@ -275,7 +291,7 @@ class NativeSource:
 def _part_slabs(record: Record, part: Part) -> Iterator[tuple[int, int]]:
     """The pieces of a part that have a checksum each, in units of the part."""
     if record.scheme is None:
-        width = record.spec.dtype.unit.itemsize // part.spec.dtype.unit.itemsize
+        width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
         return ((begin * width, end * width) for begin, end in record.spec.unit_slabs())
     if not part.per_row:
         return iter([(0, part.spec.units)])
@@ -329,12 +345,16 @@ def _records(container: Any, manifest: Mapping[str, Any]) -> Iterator[Record]:
             if stored is None:
                 raise ValueError(f"{name}: its {part.local} are missing or used twice")
             if (stored.dtype, stored.shape) != (part.spec.dtype, part.spec.shape):
-                raise ValueError(f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for")
+                raise ValueError(
+                    f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for"
+                )
             parts.append(Part(part.local, stored, part.per_row))
             checksums[part.local] = _checksums(entry["parts"][part.local]["crc32"])
             if len(checksums[part.local]) != slab_count(spec, scheme, part):
                 raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
-        figures = {key: value for key, value in entry.items() if key not in ("dtype", "shape", "scheme", "coder", "parts")}
+        figures = {
+            key: value for key, value in entry.items() if key not in ("dtype", "shape", "scheme", "coder", "parts")
+        }
         yield Record(spec, scheme, tuple(parts), checksums, figures)
     if arrays:
         raise ValueError(f"the array {next(iter(arrays))} belongs to no tensor")
@@ -366,18 +386,24 @@ def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) ->
     if not set(ties.values()) <= set(names) - set(ties) or not set(names) - set(ties) <= set(records):
         raise ValueError("a tie or a name points to no tensor")
     tree = from_json(around["tree"])
-    if _count_weights(tree) != 1:
+    places = list(_places(tree))
+    if sum(isinstance(place, Weights) for place in places) != 1:
         raise ValueError("there is no single place for the weights")
+    if not {place.name for place in places if isinstance(place, Named)} <= set(records) - set(names):
+        raise ValueError("a tensor beside the weights is missing")
     return metadata, Outer(tree, names, ties)
 
 
-def _count_weights(tree: Any) -> int:
+def _places(tree: Any) -> Iterator[Weights | Named]:
+    """What stands for tensors in a tree."""
+    if isinstance(tree, (Weights, Named)):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _places(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _places(value)
     if isinstance(tree, Weights):
-        return 1
-    if isinstance(tree, dict):
-        return sum(_count_weights(value) for value in tree.values())
-    if isinstance(tree, (list, tuple)):
-        return sum(_count_weights(value) for value in tree)
-    return 0
-
-
+        for _, _, value in tree.others:
+            yield from _places(value)

@@ -21,7 +21,9 @@ SCHEMES = {
 }
 KEEP = "keep"  # not a scheme: the tensor is stored as it was
 
-NAME = re.compile(rf"(?P<id>{'|'.join(sorted(SCHEMES, key=len, reverse=True))}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+\d*)*)")
+NAME = re.compile(
+    rf"(?P<id>{'|'.join(sorted(SCHEMES, key=len, reverse=True))}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+\d*)*)"
+)
 OPTION = re.compile(r"-(n-\d+|[a-z]+\d*)")
 
 

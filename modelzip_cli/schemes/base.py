@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
 from modelzip_cli.errors import BadOption
-from modelzip_cli.tensors import Block, DType
+from modelzip_cli.tensors import DType
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 Codes = NDArray[Any]  # uint8 or uint16, [rows, columns]
 Params = dict[str, NDArray[Any]]  # arrays by local name; those of fit_tensor have one row, those of fit_rows one a row

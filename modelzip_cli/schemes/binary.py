@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from modelzip_cli.errors import BadOption
 from modelzip_cli.kernels.sums import magnitude_sums, running_total
 from modelzip_cli.schemes.base import Codes, Params, ParamSpec, Scheme
 from modelzip_cli.schemes.granularity import WHOLE_ROW, Granularity, take_granularity
-from modelzip_cli.tensors import Block
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 
 @dataclass(frozen=True)

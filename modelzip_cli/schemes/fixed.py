@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ from modelzip_cli.kernels.rounding import dequantize, extremes, quantize
 from modelzip_cli.kernels.sums import fit_sums, running_total
 from modelzip_cli.schemes.base import Codes, Params, ParamSpec, Scheme
 from modelzip_cli.schemes.granularity import WHOLE_ROW
-from modelzip_cli.tensors import I16, Block
+from modelzip_cli.tensors import I16
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 Exponents = NDArray[np.int16]
 

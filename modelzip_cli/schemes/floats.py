@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from modelzip_cli.kernels.rounding import extremes
 from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.schemes.granularity import WHOLE_ROW
-from modelzip_cli.tensors import BF16, F16, F32, Block, DType
+from modelzip_cli.tensors import BF16, F16, F32, DType
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 
 class _Float(Scheme):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modelzip_cli.errors import BadOption
 from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.schemes.base import ParamSpec, group_count
-from modelzip_cli.tensors import BF16, F32, Block, DType
+from modelzip_cli.tensors import BF16, F32, DType
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 WHOLE_ROW = 1 << 62  # group size of a scale for the row: longer than any row
 

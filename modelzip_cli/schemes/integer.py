@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from modelzip_cli.kernels.rounding import dequantize, extremes, quantize
 from modelzip_cli.kernels.sums import Sums, fit_sums, running_total
 from modelzip_cli.schemes.base import Codes, Params, ParamSpec, Scheme
 from modelzip_cli.schemes.granularity import Granularity, take_granularity
-from modelzip_cli.tensors import U8, Block
+from modelzip_cli.tensors import U8
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
 
 # Trial scales over the absmax scale; 20 factors gain 0.03 dB over these 8 (docs/decisions.md).
 FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.67, 0.58)

@@ -38,7 +38,11 @@ def list_schemes() -> list[SchemeLine]:
         rows, columns = EXAMPLE_SHAPE
         bits = round(8 * example.stored_bytes(rows, columns) / (rows * columns), 3)
         module = inspect.getdoc(sys.modules[found.__module__]) or ""
-        summary = module.splitlines()[0] if scheme_id in ("int", "fixed", "binary") else (inspect.getdoc(found) or "").split(":")[0]
+        summary = (
+            module.splitlines()[0]
+            if scheme_id in ("int", "fixed", "binary")
+            else (inspect.getdoc(found) or "").split(":")[0]
+        )
         lines.append(SchemeLine(name, bits, summary.split(": ", 1)[-1].rstrip("."), found.example))
     return [*lines, SchemeLine(KEEP, None, "as it was, byte for byte", KEEP)]
 
@@ -46,7 +50,12 @@ def list_schemes() -> list[SchemeLine]:
 def explain(name: str) -> dict[str, Any]:
     """The manual of one scheme, by id (`int`) or full name (`int4-g64`). Raises UnknownScheme and BadOption."""
     if name == KEEP:
-        return {"name": KEEP, "canonical": KEEP, "manual": "The tensor is stored as it was, byte for byte.", "about": ""}
+        return {
+            "name": KEEP,
+            "canonical": KEEP,
+            "manual": "The tensor is stored as it was, byte for byte.",
+            "about": "",
+        }
     found = NAME.fullmatch(name)
     if not found or found["id"] not in SCHEMES:
         raise UnknownScheme(name, [*SCHEMES, *scheme_names()])
