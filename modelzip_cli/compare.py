@@ -15,22 +15,22 @@ class Errors:
     """How far restored weights are from the source. Sums run over slabs in order: the same on any machine."""
 
     weights: int
-    sums: Sums  # float64 [7], named by ERROR_SUMS
+    sums: Sums  # float64 [6], named by ERROR_SUMS
 
     @staticmethod
     def of(weights: int, slabs: list[Sums]) -> Errors:
         """Add up the sums of the slabs, or tensors, in the order given."""
         total = np.zeros(len(ERROR_SUMS))
         for sums in slabs:
-            largest = max(total[4], sums[4])
+            largest = max(total[3], sums[3])
             total = total + sums
-            total[4] = largest
+            total[3] = largest
         return Errors(weights, total)
 
     @property
     def finite(self) -> bool:
         """False when a weight or a restored weight is NaN or infinite."""
-        return bool(np.isfinite(self.sums).all())
+        return bool(np.isfinite(self.sums[:3]).all())
 
     @property
     def exact(self) -> bool:
@@ -46,20 +46,21 @@ class Errors:
     @property
     def cosine(self) -> float | None:
         """Cosine of the angle between source and restored weights; None when either is 0."""
-        product, norms = float(self.sums[2]), math.sqrt(self.sums[0]) * math.sqrt(self.sums[3])
-        return product / norms if norms else None
+        w2, e2, r2 = map(float, self.sums[:3])
+        norms = math.sqrt(w2) * math.sqrt(r2)
+        return (w2 + r2 - e2) / (2 * norms) if norms else None  # |w - r|^2 = w^2 + r^2 - 2 w.r
 
     @property
     def max_abs_error(self) -> float:
         """The largest |w - restored w|, in units of the weight."""
-        return float(self.sums[4])
+        return float(self.sums[3])
 
     @property
     def sparsity_before(self) -> float:
         """Exact zeros of the source over its weights."""
-        return float(self.sums[5]) / self.weights if self.weights else 0.0
+        return float(self.sums[4]) / self.weights if self.weights else 0.0
 
     @property
     def sparsity(self) -> float:
         """Exact zeros of the restored weights over all."""
-        return float(self.sums[6]) / self.weights if self.weights else 0.0
+        return float(self.sums[5]) / self.weights if self.weights else 0.0

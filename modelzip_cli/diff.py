@@ -19,7 +19,7 @@ from modelzip_cli.tensors import TensorSpec
 
 @dataclass(frozen=True)
 class DiffRow:
-    """One tensor that both have. `status`: equal, differs, shape differs, not comparable (dtypes that are no floats)."""
+    """One tensor that both have. `status`: equal, differs, shape differs, not comparable (dtypes)."""
 
     name: str
     shape: tuple[int, ...]

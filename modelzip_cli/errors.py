@@ -1,4 +1,4 @@
-"""What can go wrong for a user: one class a mistake, each with its exit code. `str(error)` is all that the user sees."""
+"""What can go wrong for a user: one class a mistake, each with its exit code."""
 
 from __future__ import annotations
 

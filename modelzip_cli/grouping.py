@@ -1,7 +1,7 @@
 """Tensor names in groups that a person can read: 995 names become 13 rows.
 
-1. Numbers between dots become index sets: `layers.{0..31}.mlp.up`. A layer that differs in shape, dtype or fate is a row
-   of its own, never averaged away.
+1. Numbers between dots become index sets: `layers.{0..31}.mlp.up`. A layer that differs in shape, dtype or fate is a
+   row of its own, never averaged away.
 2. Siblings that are alike in everything but one component merge: `{q,o}_proj`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,11 @@ def _merge_siblings(groups: list[Group]) -> list[Group]:
     for depth in reversed(range(deepest)):
         alike: dict[Hashable, list[Group]] = {}
         for found in groups:
+            others: Hashable
             if depth < len(found.parts) and "{" not in found.parts[depth] and not found.parts[depth].isdigit():
                 others = (found.parts[:depth], found.parts[depth + 1 :], found.key, len(found.members))
             else:
-                others = (found.parts, found.key, None, id(found))
+                others = id(found)
             alike.setdefault(others, []).append(found)
         groups = [_merged(siblings, depth) if len(siblings) > 1 else siblings[0] for siblings in alike.values()]
     return groups
@@ -81,11 +81,18 @@ def _merged(siblings: list[Group], depth: int) -> Group:
 
 def braces(words: Sequence[str]) -> str:
     """Write words by what they share: q_proj, o_proj -> {q,o}_proj."""
-    start = len(commonprefix(words))
+    start = _shared(words)
     rest = [word[start:] for word in words]
-    end = len(commonprefix([word[::-1] for word in rest]))
+    end = _shared([word[::-1] for word in rest])
     middle = [word[: len(word) - end] for word in rest]
     return f"{words[0][:start]}{{{','.join(middle)}}}{words[0][len(words[0]) - end :] if end else ''}"
+
+
+def _shared(words: Sequence[str]) -> int:
+    """How many first characters all words have in common."""
+    lowest, highest = min(words), max(words)
+    differing = (place for place, pair in enumerate(zip(lowest, highest, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(lowest), len(highest)))
 
 
 @dataclass
@@ -110,7 +117,7 @@ def _level(entries: list[tuple[tuple[str, ...], Group]], sizes: Sequence[int]) -
         below.setdefault(parts[0], []).append((parts[1:], found))
     nodes = []
     for name, inside in below.items():
-        for parts, found in [entry for entry in inside if not entry[0]]:
+        for found in [found for parts, found in inside if not parts]:
             size = sum(sizes[place] for place in found.members)
             nodes.append(Node(name, [], found, size, len(found.members)))
         deeper = [entry for entry in inside if entry[0]]

@@ -123,7 +123,7 @@ def _describe(source: AnySource) -> Inspection:
         getattr(source, "state_dict", ""),
         tuple(tensors),
         _extras(source.outer.tree) if source.outer else {},
-        {name: value for name, value in source.metadata.items()},
+        dict(source.metadata),
         manifest,
         source.warnings,
     )

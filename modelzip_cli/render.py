@@ -140,7 +140,8 @@ def _tensor_table(rows: Sequence[TensorRow], *, verbose: bool) -> Table:
         keys = [(row.shape, row.dtype, row.scheme, row.status, row.reason) for row in rows]
         groups = group([row.name for row in rows], keys)
         groups.sort(key=lambda found: -sum(rows[place].bytes_before for place in found.members))
-    shown, rest = groups, []
+    shown: list[Group] = groups
+    rest: list[Group] = []
     if not verbose:
         shown, rest = _split(groups, [row.bytes_before for row in rows])
     lines = [_group_line(found, rows) for found in shown]
@@ -234,8 +235,7 @@ def _figure(value: float | None) -> str:
 
 
 def _gate_styles(report: Report) -> list[tuple[str, str]]:
-    styles = [("warning", "warn")] if report.warnings else []
-    return styles + [("gate", "good" if all(gate.passed for gate in report.gates) else "bad")]
+    return [("warning", "warn"), ("gate", "good" if all(gate.passed for gate in report.gates) else "bad")]
 
 
 def inspection_blocks(found: Inspection, *, verbose: bool = False) -> list[Block]:
@@ -326,7 +326,7 @@ def _inspection_pairs(found: Inspection, shares: str) -> list[tuple[str, str]]:
         pairs.append(("next", f"modelzip verify {shlex.quote(found.path)}"))
     else:
         pairs.append(("next", f"modelzip quantize {shlex.quote(found.path)}"))
-    return pairs + [("warning", warning) for warning in found.warnings]
+    return [*pairs, *(("warning", warning) for warning in found.warnings)]
 
 
 def difference_blocks(paths: tuple[str, str], found: Difference, *, verbose: bool = False) -> list[Block]:

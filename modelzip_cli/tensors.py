@@ -32,7 +32,7 @@ class DType:
 
     @property
     def unit_bytes(self) -> int:
-        """Bytes of the unsigned integer that raw bits are read as: the element, or one where no integer has its width."""
+        """Bytes of the integer that raw bits are read as: an element, or 1 where no integer has its width."""
         return self.bits // 8 if self.bits in (16, 32, 64) else 1
 
     @property

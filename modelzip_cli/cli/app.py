@@ -104,10 +104,7 @@ def _fail(arguments: list[str], message: str, code: int, kind: str, error: BaseE
 
         traceback.print_exception(error)
     _say(f"error: {message}")
-    if any(argument in ("--json", "--format=json", "--format=jsonl") for argument in arguments) or any(
-        pair in (["--format", "json"], ["--format", "jsonl"])
-        for pair in map(list, zip(arguments, arguments[1:], strict=False))
-    ):
+    if _asks_for_json(arguments):
         import json
 
         shown = {"kind": kind, "message": message, "path": _path_of(arguments), "exit_code": code}
@@ -116,6 +113,11 @@ def _fail(arguments: list[str], message: str, code: int, kind: str, error: BaseE
         except OSError as failed:
             return _stdout_failed(failed) or code
     return code
+
+
+def _asks_for_json(arguments: list[str]) -> bool:
+    joined = " ".join(arguments).replace("--format=", "--format ")
+    return "--json" in arguments or "--format json" in joined
 
 
 def _path_of(arguments: list[str]) -> str | None:
@@ -157,7 +159,7 @@ def _secure_streams() -> None:
                 os.dup2(null, descriptor)
                 os.close(null)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w", closefd=False))
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -58,7 +58,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="GLOB=SCHEME",
-        help="Another scheme for some tensors, whatever the defaults; keep leaves them alone. Repeatable, the last match wins.",
+        help="Another scheme for some tensors, whatever the defaults; keep leaves them alone. The last match wins.",
     ),
 ]
 RecipeFile = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from modelzip_cli.errors import UsageError, did_you_mean, inert
@@ -28,13 +29,14 @@ def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
     metric, separator, value = text.partition("=")
     if metric not in metrics:
         raise UsageError(
-            f"--fail-under {inert(text)!r}: no metric {inert(metric)!r}{did_you_mean(metric, metrics)}; there are {', '.join(metrics)}"
+            f"--fail-under {inert(text)!r}: no metric {inert(metric)!r}{did_you_mean(metric, metrics)}; "
+            f"there are {', '.join(metrics)}"
         )
     try:
         number = float(value)
     except ValueError:
-        number = float("nan")
-    if not separator or number != number:
+        number = math.nan
+    if not separator or math.isnan(number):
         raise UsageError(f"--fail-under {inert(text)!r}: write METRIC=VALUE, such as sqnr=20")
     return metric, number
 

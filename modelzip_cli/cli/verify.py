@@ -39,7 +39,7 @@ def verify(
         found = [verify_file(path, against=against, jobs=threads, executor=executor) for path in paths]
 
     def values() -> dict[str, object]:
-        runs = [
+        runs: list[dict[str, object]] = [
             {
                 "schema_version": SCHEMA_VERSION,
                 "command": "verify",

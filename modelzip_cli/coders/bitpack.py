@@ -15,7 +15,7 @@ from modelzip_cli.schemes.base import Codes
 
 @dataclass(frozen=True)
 class BitPack(Coder):
-    """Codes of `bits` bits, least significant bit first, each row padded to a byte: uint8 [rows, ceil(columns * bits / 8)]."""
+    """Codes of `bits` bits, least significant bit first; each row is padded to a byte."""
 
     id: ClassVar[str] = "bitpack"
 

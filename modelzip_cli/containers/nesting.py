@@ -43,12 +43,15 @@ def take_apart(root: Tree, *, label: str, key: str | None, keep_extras: bool) ->
         return Nested(Weights("tensor"), "", {BARE: root})
     path = _choose(root, label, key)
     found = Nested(path=".".join(path))
-    found.tree = _Cleaner(found, path, label, keep_extras).clean(root, ())
+    state_dict = root
+    for part in path:
+        state_dict = state_dict[part]
+    found.tree = _Cleaner(found, path, set(map(str, state_dict)), label, keep_extras).clean(root, ())
     return found
 
 
 def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
-    candidates = {path: size for path, size in _state_dicts(root, (), set())}
+    candidates = dict(_state_dicts(root, (), set()))
     if key is not None:
         for path in candidates:
             if ".".join(path) == key:
@@ -108,8 +111,11 @@ def _opaque_objects(tree: Tree, depth: int) -> Iterator[Opaque]:
 class _Cleaner:
     """Rebuild a tree without tensors and unknown objects, filling a `Nested` on the way."""
 
-    def __init__(self, found: Nested, path: tuple[str, ...], label: str, keep_extras: bool) -> None:
+    def __init__(
+        self, found: Nested, path: tuple[str, ...], weight_names: set[str], label: str, keep_extras: bool
+    ) -> None:
         self.found, self.path, self.label, self.keep_extras = found, path, label, keep_extras
+        self.weight_names = weight_names
         self.values = 0
 
     def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
@@ -166,7 +172,7 @@ class _Cleaner:
 
     def tensor_beside(self, tensor: TensorRef, path: tuple[str, ...]) -> Named | None:
         name = ".".join(path)
-        while name in self.found.beside:
+        while name in self.found.beside or name in self.weight_names:
             name += "'"
         self.found.beside[name] = tensor
         return Named(name) if self.keep_extras else None

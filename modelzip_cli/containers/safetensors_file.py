@@ -86,7 +86,8 @@ class SafetensorsFile:
             raise self._broken("not a safetensors file, or its header is longer than 100 MB")
         if 8 + length > self.file.size:
             raise self._broken(
-                f"cut short: the header needs {8 + length:,} bytes, the file has {self.file.size:,}; download or copy it again"
+                f"cut short: the header needs {8 + length:,} bytes, the file has {self.file.size:,}; "
+                "download or copy it again"
             )
         text = self.file.read(8, length)
         if not text.startswith(b"{"):

@@ -29,7 +29,7 @@ def parse(text: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """Return `value` as compact JSON, keys in their order, so the same text for the same value. NaN raises ValueError."""
+    """Return `value` as compact JSON, keys in their order: one text for one value. NaN raises ValueError."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -60,8 +60,6 @@ class TorchFile:
         self._tensors = dict(nested.weights)
         beside = {}
         for name, tensor in nested.beside.items():
-            while name in self._tensors:
-                name += "'"
             beside[name] = self._tensors[name] = tensor
         for name, tensor in self._tensors.items():
             self._check_geometry(name, tensor)
@@ -95,7 +93,8 @@ class TorchFile:
             entry = self._entries[name]
             if entry.crc and self._ledger.crc(name, entry.size, partial(self._read_entry, entry)) != entry.crc:
                 raise BrokenCheckpoint(
-                    f"{self.file.label}: tensor {inert(self._tensor_of(name))}: its checksum does not match: the file is damaged"
+                    f"{self.file.label}: tensor {inert(self._tensor_of(name))}: its checksum does not match: "
+                    "the file is damaged"
                 )
         self.file.check_unchanged()
 
@@ -162,8 +161,7 @@ class TorchFile:
 
     def _check_repetition(self) -> None:
         """Views may repeat bytes, but not so often that a small file becomes a flood."""
-        distinct = {(ref.storage.key, ref.offset, ref.shape, ref.strides): ref for ref in self._tensors.values()}
-        logical = sum(prod(ref.shape) * ref.dtype.bits // 8 for ref in distinct.values())
+        logical = sum(prod(ref.shape) * ref.dtype.bits // 8 for ref in set(self._tensors.values()))
         factor, more = MOST_REPEATED
         if logical > factor * self.file.size + more:
             raise BrokenCheckpoint(f"{self.file.label}: its tensors repeat {logical:,} bytes out of {self.file.size:,}")
@@ -235,11 +233,11 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def _ties(weights: Mapping[str, TensorRef]) -> dict[str, str]:
     """Map every later name of the same view (storage, offset, shape, strides) to the first."""
-    owners: dict[Any, str] = {}
+    owners: dict[TensorRef, str] = {}
     ties = {}
     for name, ref in weights.items():
-        owner = owners.setdefault((ref.storage.key, ref.dtype.id, ref.offset, ref.shape, ref.strides), name)
-        if owner != name and prod(ref.shape):
+        owner = owners.setdefault(ref, name)
+        if owner != name and 0 not in ref.shape:
             ties[name] = owner
     return ties
 

@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(eq=False)  # compared by identity, so that one may be a key
 class Opaque:
-    """An object of a class that we do not construct. `contents` are the values that came with it, never used as code."""
+    """An object of a class that we do not construct. `contents` are the values that came with it."""
 
     name: str
     contents: list[Tree] = field(default_factory=list)

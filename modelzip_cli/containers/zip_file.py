@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from modelzip_cli.containers.atomic import AtomicFile
 from modelzip_cli.containers.source_file import SourceFile
@@ -61,7 +63,7 @@ def read_directory(file: SourceFile) -> dict[str, Entry]:
     if place != size:
         raise BrokenCheckpoint(f"{file.label}: the zip directory has {size - place} bytes too many")
     ends.sort()
-    for (_, end), (start, _) in zip(ends, ends[1:], strict=False):
+    for (_, end), (start, _) in pairwise(ends):
         if end > start:
             raise BrokenCheckpoint(f"{file.label}: zip entries overlap")
     return entries
@@ -97,7 +99,7 @@ def _end(file: SourceFile) -> tuple[int, int, int]:
     return count, size, offset
 
 
-def _entry(file: SourceFile, fields: tuple[int, ...], raw_name: bytes, extra: bytes, limit: int) -> tuple[Entry, int]:
+def _entry(file: SourceFile, fields: tuple[Any, ...], raw_name: bytes, extra: bytes, limit: int) -> tuple[Entry, int]:
     """Check one directory record against its local header; return the entry and where the header begins."""
     _, _, _, flags, method, _, _, crc, stored, size, *_, header = fields
     try:
@@ -193,7 +195,7 @@ class ZipWriter:
 
     @staticmethod
     def _central_record(name: bytes, header: int, size: int, crc: int) -> bytes:
-        wide = [value for value in ((size, size) if size >= FULL32 else ())] + ([header] if header >= FULL32 else [])
+        wide = [size, size] * (size >= FULL32) + [header] * (header >= FULL32)
         extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
         short, at = min(size, FULL32), min(header, FULL32)
         version = 45 if wide else 20

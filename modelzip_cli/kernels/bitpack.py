@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,7 +13,7 @@ Codes8 = NDArray[np.uint8]
 Codes16 = NDArray[np.uint16]
 
 
-def pack(codes: Codes8 | Codes16, bits: int) -> Codes8:
+def pack(codes: NDArray[Any], bits: int) -> Codes8:
     """Return uint8 [rows, ceil(columns * bits / 8)] from codes [rows, columns] below 2^bits."""
     rows, columns = codes.shape
     if bits == 8:

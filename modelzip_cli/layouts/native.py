@@ -265,7 +265,7 @@ class NativeSource:
             self._broken(record, wrong)
 
     def _read_part(self, part: Part, begin: int, end: int) -> Bits:
-        bits = self._container.read(part.spec.name, begin, end)
+        bits: Bits = self._container.read(part.spec.name, begin, end)
         self._ledger.note(part.spec.name, begin * bits.itemsize, bits.tobytes())
         return bits
 
@@ -317,7 +317,8 @@ def _read_manifest(container: Any) -> dict[str, Any]:
     if version > FORMAT_VERSION:
         writer = inert(str(manifest.get("modelzip")), longest=40)
         raise UnsupportedCheckpoint(
-            f"{label}: written by modelzip {writer} in format {version}; this one reads up to {FORMAT_VERSION}: update modelzip"
+            f"{label}: written by modelzip {writer} in format {version}; "
+            f"this one reads up to {FORMAT_VERSION}: update modelzip"
         )
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST):
         raise BrokenCheckpoint(f"{label}: its manifest does not match its checksum: the file is damaged")

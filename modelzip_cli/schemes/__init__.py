@@ -21,9 +21,8 @@ SCHEMES = {
 }
 KEEP = "keep"  # not a scheme: the tensor is stored as it was
 
-NAME = re.compile(
-    rf"(?P<id>{'|'.join(sorted(SCHEMES, key=len, reverse=True))}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+\d*)*)"
-)
+IDS = "|".join(sorted(SCHEMES, key=len, reverse=True))
+NAME = re.compile(rf"(?P<id>{IDS}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+\d*)*)")
 OPTION = re.compile(r"-(n-\d+|[a-z]+\d*)")
 
 

@@ -39,7 +39,11 @@ class Scheme(ABC):
     example: ClassVar[str]
     widths: ClassVar[range] = range(0)  # the widths that may follow the id in a name; empty: none
     plain: ClassVar[DType | None] = None  # the codes are the weights in this dtype, stored as an ordinary tensor
-    bits: int  # of one packed code
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits of one packed code."""
 
     @classmethod
     def parse(cls, width: int | None, options: Sequence[str]) -> Scheme:

@@ -31,7 +31,6 @@ class Binary(Scheme):
 
     id: ClassVar[str] = "binary"
     example: ClassVar[str] = "binary-tensor"
-    bits: ClassVar[int] = 1
     granularity: Granularity = Granularity(0)
 
     @classmethod
@@ -44,6 +43,10 @@ class Binary(Scheme):
 
     def __str__(self) -> str:
         return "binary-tensor" if self.granularity.per_tensor else "binary"
+
+    @property
+    def bits(self) -> int:
+        return 1
 
     @property
     def levels(self) -> int:

@@ -35,7 +35,8 @@ class Fixed(Scheme):
 
     Codes are q + 2^(bits-1) - 1 with q in +-(2^(bits-1) - 1). Params: `fraction_bits` = n, int16 [1, 1] or [rows, 1],
     may be negative. Default: the largest n at which the largest |w| is in range, so that |w - decode(encode(w))| <=
-    2^-n, in units of the weight. `-mse`: of that n and the next 4, which clip the tails, the one of least squared error.
+    2^-n, in units of the weight. `-mse`: of that n and the next 4, which clip the tails, the one of least
+    squared error.
     `-n7`: n is given; weights out of range are clipped. A zero stays exactly zero.
     Raises BadOption for bits outside 4..16, n outside -125..126, and -n together with -mse or -channel.
     """

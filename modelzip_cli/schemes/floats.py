@@ -27,10 +27,13 @@ class _Float(Scheme):
     """Codes are the bits of the weights in `plain`, rounded to nearest, ties to even."""
 
     largest: ClassVar[float]  # magnitudes from here on round to infinity
-    bits: ClassVar[int] = 16
 
     def __str__(self) -> str:
         return self.id
+
+    @property
+    def bits(self) -> int:
+        return self._plain.bits
 
     @property
     def levels(self) -> int:
@@ -92,5 +95,4 @@ class Fp32(_Float):
     id: ClassVar[str] = "fp32"
     example: ClassVar[str] = "fp32"
     plain: ClassVar[DType | None] = F32
-    bits: ClassVar[int] = 32
     largest: ClassVar[float] = float("inf")

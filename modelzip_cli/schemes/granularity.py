@@ -1,4 +1,4 @@
-"""How many weights share one scale: a group, a row (`channel`) or the tensor; what `-g64`, `-channel`, `-tensor` say."""
+"""How many weights share one scale: a group (`-g64`), a row (`-channel`) or the tensor (`-tensor`)."""
 
 from __future__ import annotations
 

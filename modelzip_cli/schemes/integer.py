@@ -1,7 +1,7 @@
 """Integers with a scale: the plain quantizer of the field, `int2` to `int8`.
 
-Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018,
-arXiv:1712.05877, section 2.1 (affine scheme); Nagel et al., A White Paper on Neural Network Quantization, 2021,
+Source: Jacob et al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference,
+2018, arXiv:1712.05877, section 2.1 (affine scheme); Nagel et al., A White Paper on Neural Network Quantization, 2021,
 arXiv:2106.08295, sections 2.2 and 3.1 (symmetric grid, range by mean squared error). The signed scale, which gives the
 largest weight the one code more that the negative side has, is that of llama.cpp's Q4_0 (ggml-quants.c).
 """
@@ -116,11 +116,13 @@ class Int(Scheme):
         """Params that cover [lowest, highest], float32 arrays [rows, groups]."""
         top = self.levels - 1
         if not self.asym:
-            extreme = np.where(highest > -lowest, highest, lowest)
             half = self.levels // 2
-            return {"scale": self.granularity.rounded(extreme / np.float32(-half), half)}
+            extreme: Block = np.where(highest > -lowest, highest, lowest)
+            signed: Block = extreme / np.float32(-half)
+            return {"scale": self.granularity.rounded(signed, half)}
         low, high = np.minimum(lowest, np.float32(0)), np.maximum(highest, np.float32(0))
-        scale = self.granularity.rounded(high / np.float32(top) - low / np.float32(top), top)
+        width: Block = high / np.float32(top) - low / np.float32(top)
+        scale = self.granularity.rounded(width, top)
         divisor = np.where(scale == 0, np.float32(1), scale)
         with np.errstate(over="ignore"):
             return {"scale": scale, "zero_point": np.rint(-low / divisor).clip(0, top).astype(np.uint8)}
