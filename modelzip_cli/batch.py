@@ -36,6 +36,7 @@ class Selection:
     output_dir: Path | None = None
     force: bool = False
     skip_existing: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
                 "do them in two runs with different --output-dir"
             )
         outputs[real] = job.path
-        if os.path.lexists(job.output) and not selection.force:
+        if os.path.lexists(job.output) and not selection.force and not selection.dry_run:
             existing.append(shown)
     if existing:
         what = (

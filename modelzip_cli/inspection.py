@@ -9,7 +9,7 @@ from typing import Any
 
 from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
-from modelzip_cli.layouts.native import NativeSource
+from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.report import SCHEMA_VERSION
 from modelzip_cli.source import AnySource, open_source
 

@@ -94,7 +94,7 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     container = container_of(output)
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
-        check_output(path, output, force=settings.force)
+        check_output(path, output, force=settings.force or settings.dry_run)
         recipe.check_patterns(list(source.specs), source.file.label)
         with _threads(settings.jobs) as executor:
             plan = plan_compression(source, recipe, command=command, container=container, executor=executor)
@@ -109,7 +109,7 @@ def restore_file(path: Path, output: Path, settings: Settings, *, dtype: str | N
     container = container_of(output)
     source = open_source(path, keep_extras=True)
     try:
-        check_output(path, output, force=settings.force)
+        check_output(path, output, force=settings.force or settings.dry_run)
         plan = plan_restore(source, container=container, dtype=dtype, most_bytes=most_bytes)
         with _threads(settings.jobs) as executor:
             return _carry_out(plan, source, output, settings, executor, started)

@@ -7,7 +7,7 @@ from pathlib import Path
 from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
-from modelzip_cli.layouts.native import NativeSource, is_native
+from modelzip_cli.layouts.native_source import NativeSource, is_native
 
 FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" are one of these
     (b"GGUF", "a GGUF file"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from modelzip_cli.compress import run
 from modelzip_cli.errors import UsageError, inert
-from modelzip_cli.layouts.native import NativeSource
+from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import plan_compression
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.source import AnySource, open_source

@@ -26,6 +26,6 @@ def inspect(
         show(chosen, lambda: runs, lambda: ())
         return
     for inspection in found:
-        from modelzip_cli.render import inspection_blocks
+        from modelzip_cli.pages import inspection_blocks
 
         show(chosen, inspection.to_json, lambda inspection=inspection: inspection_blocks(inspection, verbose=verbose))  # type: ignore[misc]

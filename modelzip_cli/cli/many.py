@@ -10,11 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelzip_cli.cli.show import form_for, show
+from modelzip_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from modelzip_cli.batch import Job, Result, Selection
     from modelzip_cli.report import Report
     from modelzip_cli.single import Settings
+
+
+def select(
+    paths: list[Path],
+    recursive: bool,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    output: Path | None,
+    output_dir: Path | None,
+    *,
+    force: bool,
+    skip_existing: bool,
+    dry_run: bool,
+) -> Selection:
+    """The inputs and outputs that the options mean. Raises UsageError for options that exclude each other."""
+    from modelzip_cli.batch import Selection
+
+    if force and skip_existing:
+        raise UsageError("-f replaces existing outputs, --skip-existing leaves them: choose one")
+    if output is not None and output_dir is not None:
+        raise UsageError("-o names one output, --output-dir a folder for all: choose one")
+    if (include or exclude) and not recursive:
+        raise UsageError("--include and --exclude choose among the files of directories: they need -r")
+    globs = tuple(include or ()), tuple(exclude or ())
+    return Selection(tuple(paths), recursive, *globs, output, output_dir, force, skip_existing, dry_run)
 
 
 def run_many(
@@ -60,7 +86,7 @@ def run_many(
         elif form == "jsonl":
             print(json.dumps({"schema_version": SCHEMA_VERSION, "summary": summary}))
         else:
-            from modelzip_cli.render import batch_summary
+            from modelzip_cli.pages import batch_summary
 
             print(batch_summary(summary))
     raise_for(results)
@@ -74,7 +100,7 @@ def _show_single(result: Result, form: str, *, verbose: bool) -> None:
         else:
             print(f"{result.job.output}: {result.job.skipped}")
         return
-    from modelzip_cli.render import report_blocks
+    from modelzip_cli.pages import report_blocks
 
     show(form, report.to_json, lambda: report_blocks(report, verbose=verbose))
 
@@ -86,7 +112,7 @@ def _show_line(result: Result, form: str) -> None:
     if form == "jsonl":
         print(json.dumps(result.to_json(), ensure_ascii=False))
     else:
-        from modelzip_cli.render import batch_line
+        from modelzip_cli.pages import batch_line
 
         print(batch_line(result))
     sys.stdout.flush()

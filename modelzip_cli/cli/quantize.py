@@ -81,8 +81,8 @@ def quantize(
     Without options: int8, written as MODEL.int8.safetensors beside the source. `modelzip restore` gives plain tensors
     back.
     """
-    from modelzip_cli.batch import Selection, output_name
-    from modelzip_cli.cli.many import run_many
+    from modelzip_cli.batch import output_name
+    from modelzip_cli.cli.many import run_many, select
     from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_size
     from modelzip_cli.recipe import Recipe, parse_rule
     from modelzip_cli.single import METRICS, Limits, Settings, compress_file
@@ -104,10 +104,16 @@ def quantize(
         tuple(parse_gate(text, METRICS) for text in fail_under or ()),
         None if max_size is None else parse_size(max_size, "--max-size"),
     )
-    if force and skip_existing:
-        raise UsageError("-f replaces existing outputs, --skip-existing leaves them: choose one")
-    selection = Selection(
-        tuple(paths), recursive, tuple(include or ()), tuple(exclude or ()), output, output_dir, force, skip_existing
+    selection = select(
+        paths,
+        recursive,
+        include,
+        exclude,
+        output,
+        output_dir,
+        force=force,
+        skip_existing=skip_existing,
+        dry_run=dry_run,
     )
     settings = Settings(parse_jobs(jobs), force, dry_run, limits)
     if save_recipe is not None:

@@ -62,18 +62,24 @@ def restore(
     A file that is not compressed is converted, as in `modelzip restore model.bin -o model.safetensors`. Every checksum
     is verified; a damaged file is refused.
     """
-    from modelzip_cli.batch import Selection, restored_name
-    from modelzip_cli.cli.many import run_many
+    from modelzip_cli.batch import restored_name
+    from modelzip_cli.cli.many import run_many, select
     from modelzip_cli.cli.values import parse_form, parse_jobs, parse_size
     from modelzip_cli.single import Settings, restore_file
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise UsageError(f"--dtype {inert(dtype)!r}: there are f32, f16, bf16")
-    if force and skip_existing:
-        raise UsageError("-f replaces existing outputs, --skip-existing leaves them: choose one")
     most_bytes = None if max_output_size is None else parse_size(max_output_size, "--max-output-size")
-    selection = Selection(
-        tuple(paths), recursive, tuple(include or ()), tuple(exclude or ()), output, output_dir, force, skip_existing
+    selection = select(
+        paths,
+        recursive,
+        include,
+        exclude,
+        output,
+        output_dir,
+        force=force,
+        skip_existing=skip_existing,
+        dry_run=dry_run,
     )
     run_many(
         selection,

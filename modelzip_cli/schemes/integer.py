@@ -121,7 +121,7 @@ class Int(Scheme):
             signed: Block = extreme / np.float32(-half)
             return {"scale": self.granularity.rounded(signed, half)}
         low, high = np.minimum(lowest, np.float32(0)), np.maximum(highest, np.float32(0))
-        width: Block = high / np.float32(top) - low / np.float32(top)
+        width = np.subtract(high / np.float32(top), low / np.float32(top), dtype=np.float32)
         scale = self.granularity.rounded(width, top)
         divisor = np.where(scale == 0, np.float32(1), scale)
         with np.errstate(over="ignore"):

@@ -1,0 +1,308 @@
+"""A native file read as the weights that it stands for.
+
+The manifest is untrusted input: everything in it is checked against what the container holds before any memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from modelzip_cli.coders import CODERS, coder
+from modelzip_cli.containers.checksum import combine
+from modelzip_cli.containers.ledger import Ledger
+from modelzip_cli.containers.outer import Outer
+from modelzip_cli.containers.strict_json import NotStrict, parse
+from modelzip_cli.containers.tree import Named, Weights, from_json
+from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.layouts import Part
+from modelzip_cli.layouts.native import (
+    BITPACK,
+    CODES,
+    DIGEST,
+    FORMAT_VERSION,
+    KEY,
+    VALUES,
+    Record,
+    native_parts,
+    slab_count,
+)
+from modelzip_cli.schemes import parse_scheme
+from modelzip_cli.tensors import DTYPES, DType, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from modelzip_cli.schemes.base import Params
+    from modelzip_cli.tensors import Bits, Block
+
+
+class NativeSource:
+    """A native file as the weights that it stands for, decoded row by row while they are read."""
+
+    compressed = True
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.container = container.container
+        self.file = container.file
+        self.sha256 = container.sha256
+        self.label = container.file.label
+        self.warnings: tuple[str, ...] = ()
+        self.manifest = _read_manifest(container)
+        self._ledger = Ledger()
+        try:
+            self.records = {record.spec.name: record for record in _records(container, self.manifest)}
+            self.metadata, self.outer = _surroundings(self.manifest, self.records)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise BrokenCheckpoint(
+                f"{self.label}: its manifest is malformed: {inert(str(error), longest=200)}"
+            ) from None
+        except UsageError as error:  # of a scheme name or its options
+            raise BrokenCheckpoint(f"{self.label}: its manifest is malformed: {error}") from None
+        beside = set(self.records) - set(self.outer.names) if self.outer else set()
+        ties = self.outer.ties if self.outer else {}
+        names = self.outer.names if self.outer else tuple(self.records)
+        specs = ((name, self.records[ties.get(name, name)].spec) for name in names)
+        self.specs = {name: TensorSpec(name, spec.dtype, spec.shape) for name, spec in specs}
+        self.beside = {name: record.spec for name, record in self.records.items() if name in beside}
+        self._params = {name: self._tensor_params(record) for name, record in self.records.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Bits:
+        owner = self.outer.ties.get(name, name) if self.outer else name
+        record = self.records[owner]
+        if record.scheme is None:
+            (part,) = record.parts
+            width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
+            bits = self._read_part(part, start * width, stop * width)
+            return bits.view(record.spec.dtype.unit)
+        from modelzip_cli.kernels.widen import narrow
+
+        columns = record.spec.matrix[1]
+        first, last = start // columns, -(-stop // columns)
+        block = self._decode(record, first, last)
+        return narrow(block, record.spec.dtype).reshape(-1)[start - first * columns : stop - first * columns]
+
+    def finish(self) -> None:
+        """Check every part that was read against its checksums."""
+        for record in self.records.values():
+            for part in record.parts:
+                self._check_part(record, part)
+        self._container.finish()
+
+    def verify(self) -> Iterator[tuple[str, int, list[str]]]:
+        """Read everything; yield (tensor, bytes, what is wrong: an empty list when nothing is)."""
+        for name, record in self.records.items():
+            bad = []
+            for part in record.parts:
+                for number, (begin, end) in enumerate(_part_slabs(record, part)):
+                    crc = zlib.crc32(self._container.read(part.spec.name, begin, end).tobytes())
+                    if crc != record.crc32[part.local][number]:
+                        bad.append(f"{part.local}: slab {number} does not match its checksum")
+            yield name, sum(part.spec.bytes for part in record.parts), bad
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _decode(self, record: Record, first: int, last: int) -> Block:
+        """Rows [first, last) of a treated tensor as float32."""
+        import numpy as np
+
+        scheme, (_, columns) = record.scheme, record.spec.matrix
+        assert scheme is not None
+        params = dict(self._params[record.spec.name])
+        packed = None
+        for part in record.parts:
+            if not part.per_row:
+                continue
+            row = part.spec.units // record.spec.matrix[0]
+            bits = self._read_part(part, first * row, last * row)
+            if part.local in (CODES, VALUES):
+                packed = bits
+            else:
+                params[part.local] = _from_bits(bits.reshape(last - first, -1), part.spec.dtype)
+        assert packed is not None
+        self._check_params(record, params)
+        if scheme.plain is not None:
+            return scheme.decode(packed.reshape(last - first, columns), params)
+        codes = coder(BITPACK).unpack(packed, scheme.bits, last - first, columns)
+        if codes.size and int(codes.max()) >= scheme.levels:
+            self._broken(record, "a code is out of range")
+        block = scheme.decode(codes, params)
+        if not np.isfinite(block).all():
+            self._broken(record, "a weight is not finite")
+        return block
+
+    def _tensor_params(self, record: Record) -> Params:
+        parts = [part for part in record.parts if not part.per_row]
+        params = {
+            part.local: _from_bits(self._read_part(part, 0, part.spec.units).reshape(part.spec.shape), part.spec.dtype)
+            for part in parts
+        }
+        self._check_params(record, params)
+        return params
+
+    def _check_params(self, record: Record, params: Params) -> None:
+        import numpy as np
+
+        for local, values in params.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                self._broken(record, f"{local} is not finite")
+        if record.scheme is not None and params and (wrong := record.scheme.check(params)):
+            self._broken(record, wrong)
+
+    def _read_part(self, part: Part, begin: int, end: int) -> Bits:
+        bits: Bits = self._container.read(part.spec.name, begin, end)
+        self._ledger.note(part.spec.name, begin * bits.itemsize, bits.tobytes())
+        return bits
+
+    def _check_part(self, record: Record, part: Part) -> None:
+        if part.spec.name not in self._ledger.names():
+            return
+        width = part.spec.dtype.unit_bytes
+        expected = 0
+        for crc, (begin, end) in zip(record.crc32[part.local], _part_slabs(record, part), strict=True):
+            expected = combine(expected, crc, (end - begin) * width)
+        if self._ledger.crc(part.spec.name, part.spec.bytes, partial(self._bytes_of, part)) != expected:
+            self._broken(record, f"{part.local} does not match its checksum: the file is damaged")
+
+    def _bytes_of(self, part: Part, begin: int, end: int) -> bytes:
+        width = part.spec.dtype.unit_bytes
+        bits: Bits = self._container.read(part.spec.name, begin // width, end // width)
+        return bits.tobytes()
+
+    def _broken(self, record: Record, what: str) -> NoReturn:
+        raise BrokenCheckpoint(f"{self.label}: tensor {inert(record.spec.name, longest=200)}: {what}")
+
+
+def _from_bits(bits: Bits, dtype: DType) -> np.ndarray[Any, Any]:
+    from modelzip_cli.kernels.widen import widen
+
+    if dtype.kind == "float":
+        return widen(bits, dtype)
+    return bits.view(f"<{dtype.id[0]}{dtype.bits // 8}")
+
+
+def _part_slabs(record: Record, part: Part) -> Iterator[tuple[int, int]]:
+    """The pieces of a part that have a checksum each, in units of the part."""
+    if record.scheme is None:
+        width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
+        return ((begin * width, end * width) for begin, end in record.spec.unit_slabs())
+    if not part.per_row:
+        return iter([(0, part.spec.units)])
+    row = part.spec.units // max(1, record.spec.matrix[0])
+    return ((first * row, last * row) for first, last in record.spec.row_slabs())
+
+
+def is_native(metadata: Mapping[str, str]) -> bool:
+    """Say whether the metadata of a container is that of a native output."""
+    return KEY in metadata
+
+
+def _read_manifest(container: Any) -> dict[str, Any]:
+    label, metadata = container.file.label, container.metadata
+    text = metadata[KEY]
+    try:
+        manifest = parse(text)
+    except NotStrict as error:
+        raise BrokenCheckpoint(f"{label}: its manifest is not JSON: {inert(str(error), longest=200)}") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if type(version) is not int or version < 1:
+        raise BrokenCheckpoint(f"{label}: its manifest has no format version")
+    if version > FORMAT_VERSION:
+        writer = inert(str(manifest.get("modelzip")), longest=40)
+        raise UnsupportedCheckpoint(
+            f"{label}: written by modelzip {writer} in format {version}; "
+            f"this one reads up to {FORMAT_VERSION}: update modelzip"
+        )
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST):
+        raise BrokenCheckpoint(f"{label}: its manifest does not match its checksum: the file is damaged")
+    return dict(manifest)
+
+
+def _records(container: Any, manifest: Mapping[str, Any]) -> Iterator[Record]:
+    """Check each tensor of the manifest against the arrays of the container."""
+    arrays = dict(container.specs)
+    for name, entry in manifest["tensors"].items():
+        spec = TensorSpec(name, DTYPES[entry["dtype"]], _shape(entry["shape"]))
+        scheme = parse_scheme(entry["scheme"]) if "scheme" in entry else None
+        if ("scheme" in entry) != (scheme is not None) or (scheme is not None and str(scheme) != entry["scheme"]):
+            raise ValueError(f"{name}: {entry['scheme']!r} is not the name of a scheme")
+        if scheme is not None and (spec.dtype.kind != "float" or spec.size == 0):
+            raise ValueError(f"{name}: {spec.dtype} tensors have no scheme")
+        if scheme is not None and scheme.plain is None and entry["coder"] not in CODERS:
+            raise ValueError(f"{name}: unknown coder {entry['coder']!r}")
+        expected = native_parts(spec, scheme)
+        if {part.local for part in expected} != set(entry["parts"]):
+            raise ValueError(f"{name}: its parts are not those of its scheme")
+        parts, checksums = [], {}
+        for part in expected:
+            stored = arrays.pop(entry["parts"][part.local]["name"], None)
+            if stored is None:
+                raise ValueError(f"{name}: its {part.local} are missing or used twice")
+            if (stored.dtype, stored.shape) != (part.spec.dtype, part.spec.shape):
+                raise ValueError(
+                    f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for"
+                )
+            parts.append(Part(part.local, stored, part.per_row))
+            checksums[part.local] = _checksums(entry["parts"][part.local]["crc32"])
+            if len(checksums[part.local]) != slab_count(spec, scheme, part):
+                raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
+        figures = {
+            key: value for key, value in entry.items() if key not in ("dtype", "shape", "scheme", "coder", "parts")
+        }
+        yield Record(spec, scheme, tuple(parts), checksums, figures)
+    if arrays:
+        raise ValueError(f"the array {next(iter(arrays))} belongs to no tensor")
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or len(shape) > 64 or not all(type(n) is int and 0 <= n < 1 << 62 for n in shape):
+        raise ValueError("a shape is not a list of sizes")
+    return tuple(shape)
+
+
+def _checksums(text: Any) -> tuple[int, ...]:
+    if not isinstance(text, str) or len(text) % 8:
+        raise ValueError("a checksum is not 8 hexadecimal digits a slab")
+    return tuple(int(text[place : place + 8], 16) for place in range(0, len(text), 8))
+
+
+def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) -> tuple[dict[str, str], Outer | None]:
+    """The source's own metadata, and what a torch source had around its weights."""
+    metadata = manifest["source"]["metadata"]
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the metadata of the source is not text")
+    around = manifest["outer"]
+    if around is None:
+        return metadata, None
+    names, ties = tuple(around["names"]), dict(around["ties"])
+    if len(set(names)) != len(names) or not set(ties) <= set(names) or set(ties) & set(records):
+        raise ValueError("a name appears twice")
+    if not set(ties.values()) <= set(names) - set(ties) or not set(names) - set(ties) <= set(records):
+        raise ValueError("a tie or a name points to no tensor")
+    tree = from_json(around["tree"])
+    places = list(_places(tree))
+    if sum(isinstance(place, Weights) for place in places) != 1:
+        raise ValueError("there is no single place for the weights")
+    if not {place.name for place in places if isinstance(place, Named)} <= set(records) - set(names):
+        raise ValueError("a tensor beside the weights is missing")
+    return metadata, Outer(tree, names, ties)
+
+
+def _places(tree: Any) -> Iterator[Weights | Named]:
+    """What stands for tensors in a tree."""
+    if isinstance(tree, (Weights, Named)):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _places(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _places(value)
+    if isinstance(tree, Weights):
+        for _, _, value in tree.others:
+            yield from _places(value)
