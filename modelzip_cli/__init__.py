@@ -20,13 +20,19 @@ def load_file(path: str | Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     import numpy as np
     import torch
 
+    from modelzip_cli.errors import UnsupportedCheckpoint
+    from modelzip_cli.kernels import jit
     from modelzip_cli.source import open_source
 
     source = open_source(Path(path))
+    if source.compressed:
+        jit.expect(sum(spec.size for spec in source.specs.values()))
     try:
         tensors: dict[str, torch.Tensor] = {}
         ties = source.outer.ties if source.outer else {}
         for name, spec in source.specs.items():
+            if spec.dtype.torch is None:
+                raise UnsupportedCheckpoint(f"{source.file.label}: tensor {name}: torch has no type for {spec.dtype}")
             if name in ties:
                 tensors[name] = tensors[ties[name]]
                 continue

@@ -204,7 +204,6 @@ def run_jobs(jobs: Sequence[Job], do: Callable[[Job], Report]) -> Iterator[Resul
         try:
             if job.refused:
                 raise job.refused
-            job.output.parent.mkdir(parents=True, exist_ok=True)
             yield Result(job, report=do(job))
         except ModelzipError as error:
             yield Result(job, error=error)
@@ -230,7 +229,7 @@ def raise_for(results: Sequence[Result]) -> None:
     if failed and len(results) == 1:
         raise failed[0]
     if failed:
-        raise BatchFailed(f"{len(failed)} of {len(results)} files failed")
+        raise BatchFailed(f"{len(failed)} of {len(results)} files failed", reported=True)
 
 
 def derived_name(path: Path, tag: str, suffix: str) -> str:

@@ -17,12 +17,11 @@ import numpy as np
 
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
-from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.layouts.native import Record, encode_parts
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
-from modelzip_cli.report import finite
+from modelzip_cli.report import finite, significant
 from modelzip_cli.source import AnySource
 from modelzip_cli.tensors import Sink
 
@@ -98,7 +97,7 @@ def _figures(errors: Errors | None) -> dict[str, Any]:
     return {
         "sqnr_db": finite(errors.sqnr_db, 4),
         "cosine": finite(errors.cosine, 8),
-        "max_abs_error": float(f"{errors.max_abs_error:.6g}"),
+        "max_abs_error": significant(errors.max_abs_error),
         "sparsity": finite(errors.sparsity, 6),
     }
 
@@ -131,7 +130,6 @@ def run(
     `executor` has `jobs` threads. Raises NonFinite for a treated tensor with NaN or infinity, and what reading and
     writing raise.
     """
-    jit.expect(plan.weights)
     if plan.stored_bytes > KEEP_FREED_BYTES:
         keep_freed_memory()
     outcome = Outcome()

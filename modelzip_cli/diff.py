@@ -12,7 +12,7 @@ from modelzip_cli.compare import Errors
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import widen
-from modelzip_cli.report import finite
+from modelzip_cli.report import finite, significant
 from modelzip_cli.source import AnySource
 from modelzip_cli.tensors import TensorSpec
 
@@ -58,7 +58,7 @@ def compare_sources(first: AnySource, second: AnySource, executor: Executor) -> 
         "equal": sum(row.status == "equal" for row, _ in results),
         "sqnr_db": finite(errors.sqnr_db, 4),
         "cosine": finite(errors.cosine, 8),
-        "max_abs_error": finite(errors.max_abs_error, 12),
+        "max_abs_error": significant(errors.max_abs_error),
     }
     only_in = (
         tuple(name for name in first.specs if name not in second.specs),
@@ -97,5 +97,5 @@ def _compare_floats(
     errors = Errors.of(one.size, sums)
     if equal:
         return DiffRow(one.name, one.shape, (one.dtype.id, other.dtype.id), "equal", None, None, 0.0), sums
-    figures = (finite(errors.sqnr_db, 4), finite(errors.cosine, 8), finite(errors.max_abs_error, 12))
+    figures = (finite(errors.sqnr_db, 4), finite(errors.cosine, 8), significant(errors.max_abs_error))
     return DiffRow(one.name, one.shape, (one.dtype.id, other.dtype.id), "differs", *figures), sums

@@ -13,6 +13,10 @@ class ModelzipError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __init__(self, message: str, *, reported: bool = False) -> None:
+        super().__init__(message)
+        self.reported = reported  # a report on stdout tells the whole story already: no second JSON object
+
     @property
     def kind(self) -> str:
         """A stable name for scripts: the class name in kebab-case, such as `no-tensor-matches`."""

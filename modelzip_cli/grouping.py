@@ -29,7 +29,7 @@ def group(names: Sequence[str], keys: Sequence[Hashable]) -> list[Group]:
     """Group `names`, whose `keys` say what must be equal inside a group; in order of first appearance."""
     found: dict[tuple[tuple[str, ...], Hashable], list[int]] = {}
     for place, (name, key) in enumerate(zip(names, keys, strict=True)):
-        pattern = tuple("#" if part.isdigit() else part for part in name.split("."))
+        pattern = tuple("#" if is_number(part) else part for part in name.split("."))
         found.setdefault((pattern, key), []).append(place)
     groups = []
     for (pattern, key), members in found.items():
@@ -40,6 +40,11 @@ def group(names: Sequence[str], keys: Sequence[Hashable]) -> list[Group]:
         )
         groups.append(Group(parts, key, tuple(members)))
     return _merge_siblings(groups)
+
+
+def is_number(part: str) -> bool:
+    """Whether a component of a name is an index: ASCII digits, not too many for one."""
+    return part.isascii() and part.isdigit() and len(part) <= 9
 
 
 def index_set(numbers: Iterable[int]) -> str:
@@ -62,7 +67,7 @@ def _merge_siblings(groups: list[Group]) -> list[Group]:
         alike: dict[Hashable, list[Group]] = {}
         for found in groups:
             others: Hashable
-            if depth < len(found.parts) and "{" not in found.parts[depth] and not found.parts[depth].isdigit():
+            if depth < len(found.parts) and "{" not in found.parts[depth] and not is_number(found.parts[depth]):
                 others = (found.parts[:depth], found.parts[depth + 1 :], found.key, len(found.members))
             else:
                 others = id(found)

@@ -78,7 +78,8 @@ def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
         ),
     ]
     rows = [row for row in report.tensors if row.status != "dropped"]
-    blocks.append(_tensor_table(rows, verbose=verbose))
+    if report.command != "restore" or verbose or any(row.scheme for row in rows):
+        blocks.append(_tensor_table(rows, verbose=verbose))
     blocks.append(Pairs(tuple(_report_pairs(report, target)), tuple(_gate_styles(report))))
     return blocks
 
@@ -136,6 +137,9 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
     weights = [row for row in report.tensors if row.status != "dropped"]
     treated = [row for row in weights if row.status == "compressed"]
     pairs = []
+    if report.command == "restore":
+        checked = ", every checksum matches" if report.output and report.source.compressed else ""
+        pairs.append(("tensors", f"{len(weights)}{checked}"))
     if report.command != "restore" or treated:
         coverage = totals["coverage"] or 0.0
         pairs.append(("coverage", f"{len(treated)} of {len(weights)} tensors, {coverage:.1%} of the weight bytes"))
@@ -346,8 +350,11 @@ def scheme_blocks(manual: Mapping[str, str]) -> list[Block]:
 def default_blocks(rules: Iterable[tuple[str, str, str]]) -> list[Block]:
     """What is kept by default."""
     return [
-        Table(("what", "how it is recognised", "what happens"), "lll", tuple(rules)),
-        Prose("--set GLOB=SCHEME overrides any of these but the first and the fourth; --only and --skip never do."),
+        Table(("what", "recognised by (globs: a component of the name)", "then"), "lll", tuple(rules)),
+        Prose(
+            "--set GLOB=SCHEME overrides what follows from names, --set NAME=SCHEME also rank and size; "
+            "--only and --skip add to them."
+        ),
     ]
 
 

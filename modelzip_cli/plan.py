@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from modelzip_cli.containers.outer import Outer
-from modelzip_cli.errors import DoesNotFit, NonFinite, UsageError, inert
+from modelzip_cli.containers.safetensors_file import METADATA
+from modelzip_cli.errors import DoesNotFit, NonFinite, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.widen import widen
 from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.dense import dense_parts
@@ -63,11 +65,6 @@ class Plan:
         return self.recipe.layout
 
     @property
-    def weights(self) -> int:
-        """How many weights pass through kernels."""
-        return sum(tensor.spec.size for tensor in self.tensors if tensor.scheme and not tensor.tie)
-
-    @property
     def stored_bytes(self) -> int:
         """Bytes of all parts, without header and manifest."""
         return sum(tensor.bytes_after for tensor in self.tensors)
@@ -85,12 +82,13 @@ def plan_compression(source: AnySource, recipe: Recipe, *, command: str, contain
         (spec, decisions[ties.get(name, name)], None if writes_ties else ties.get(name))
         for name, spec in source.specs.items()
     ]
+    jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
     tensors = list(executor.map(lambda item: _fitted(source, recipe, *item), undecided))
     beside = [TensorPlan(spec, None, "beside the weights", ()) for spec in source.beside.values()]
     dropped: tuple[TensorSpec, ...] = ()
     if not recipe.keep_extras:
         beside, dropped = [], tuple(source.beside.values())
-    tensors = _with_parts([*tensors, *beside], recipe.layout)
+    tensors = _with_parts([*tensors, *beside], recipe.layout, container)
     outer, warnings = _outer_of(source, recipe.layout, container)
     if not any(tensor.scheme for tensor in tensors):
         warnings += ("nothing to treat: every tensor is kept as it is; -v says why",)
@@ -103,6 +101,7 @@ def plan_restore(source: AnySource, *, container: str, dtype: str | None, most_b
     Raises UsageError when the output would pass `most_bytes`, or, without it, what an honest file can ask for.
     """
     scheme = {None: None, "f32": Fp32(), "f16": Fp16(), "bf16": Bf16()}[dtype]
+    jit.expect(sum(spec.size for spec in source.specs.values()) if scheme or source.compressed else 0)
     recipe = Recipe(scheme="keep" if scheme is None else str(scheme), layout="dense")
     writes_ties = container == "safetensors"
     ties = source.outer.ties if source.outer else {}
@@ -118,7 +117,7 @@ def plan_restore(source: AnySource, *, container: str, dtype: str | None, most_b
         "restore",
         recipe,
         container,
-        tuple(_with_parts(tensors, "dense")),
+        tuple(_with_parts(tensors, "dense", container)),
         (),
         outer,
         source.metadata,
@@ -146,9 +145,11 @@ def _outer_of(source: AnySource, layout: str, container: str) -> tuple[Outer | N
     return outer, ()
 
 
-def _with_parts(tensors: list[TensorPlan], layout: str) -> list[TensorPlan]:
+def _with_parts(tensors: list[TensorPlan], layout: str, container: str) -> list[TensorPlan]:
     """Name the stored arrays of every tensor; no two the same."""
     if layout == "dense":
+        if container == "safetensors" and any(tensor.spec.name == METADATA for tensor in tensors):
+            raise UnsupportedCheckpoint(f"tensor {METADATA}: a plain safetensors file keeps this name for itself")
         return [
             tensor if tensor.tie else replace(tensor, parts=dense_parts(tensor.spec, tensor.scheme))
             for tensor in tensors

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from textwrap import wrap
 from typing import Any
 
 from modelzip_cli.errors import NoTensorMatches, UsageError, inert
@@ -63,12 +64,12 @@ DEFAULTS = (
     Default("embedding", ("embed*", "*_embeddings", "*_embedding", "wte", "tok"), CAREFUL),
     Default("classifier", ("lm_head", "head", "fc", "score", "logits", "output", "classifier"), CAREFUL, True),
 )
-LAST_CLASSIFIER = re.compile(r"(?:.*\.)?classifier\.(\d+)\.[^.]+")
+LAST_CLASSIFIER = re.compile(r"(?:.*\.)?classifier\.([0-9]{1,9})\.[^.]+")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors that `match` get `scheme`, whatever the defaults say."""
+    """Tensors that `match` get `scheme`, whatever the defaults say; vectors and small ones only by their full name."""
 
     match: str
     scheme: str
@@ -124,15 +125,15 @@ class Recipe:
             unknown = set(values) - {"scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key"}
             if unknown:
                 raise UsageError(f"{label}: unknown key {inert(min(unknown))!r}")
-            rules = [Rule(_text(rule["match"]), _text(rule["scheme"])) for rule in values.get("set", [])]
+            rules = [_rule(rule) for rule in _list(values.get("set", []))]
             return Recipe(
                 scheme=_text(values.get("scheme", "int8")),
                 layout=_text(values.get("layout", "native")),
-                only=tuple(_text(pattern) for pattern in values.get("only", [])),
-                skip=tuple(_text(pattern) for pattern in values.get("skip", [])),
+                only=tuple(_text(pattern) for pattern in _list(values.get("only", []))),
+                skip=tuple(_text(pattern) for pattern in _list(values.get("skip", []))),
                 rules=tuple(rules),
-                keep_extras=bool(values.get("keep_extras", False)),
-                allow_nonfinite=bool(values.get("allow_nonfinite", False)),
+                keep_extras=_flag(values.get("keep_extras", False)),
+                allow_nonfinite=_flag(values.get("allow_nonfinite", False)),
                 key=_text(values["key"]) if "key" in values else None,
             )
         except (TypeError, KeyError, ValueError) as error:
@@ -165,26 +166,23 @@ class _Context:
         self.scheme = parse_scheme(recipe.scheme)
         self.rules = [(rule, parse_scheme(rule.scheme)) for rule in recipe.rules]
         numbers = [int(found[1]) for name in specs if (found := LAST_CLASSIFIER.fullmatch(name))]
-        self.last_classifier = str(max(numbers)) if numbers else None
+        self.last_classifier = max(numbers, default=None)
 
     def decide(self, name: str) -> Decision:
         """Apply the first rule that speaks of `name`."""
         spec = self.specs[name]
         if spec.dtype.kind != "float":
             return Decision(None, {"small-float": "8-bit float", "bool": "boolean"}.get(spec.dtype.kind, spec.dtype.id))
+        structural = self.structural(spec)
         for rule, scheme in reversed(self.rules):
-            if matches(rule.match, name):
+            if matches(rule.match, name) and (structural is None or is_name(rule.match)):
                 return self.if_smaller(spec, scheme, f"--set {rule.match}")
         if self.recipe.only and not any(matches(pattern, name) for pattern in self.recipe.only):
             return Decision(None, "not in --only")
         if any(matches(pattern, name) for pattern in self.recipe.skip):
             return Decision(None, "--skip")
-        if len(spec.shape) < 2:
-            return Decision(None, f"{len(spec.shape)}-D")
-        if spec.size < LEAST_WEIGHTS:
-            return Decision(None, f"under {LEAST_WEIGHTS:,} weights")
-        if self.has_scale(name):
-            return Decision(None, "quantized by another tool")
+        if structural is not None:
+            return Decision(None, structural)
         default = self.default(name)
         if default and default.scheme == KEEP:
             return Decision(None, f"{default.reason}: default")
@@ -192,13 +190,21 @@ class _Context:
             return self.if_smaller(spec, parse_scheme(default.scheme), f"{default.reason}: default")
         return self.if_smaller(spec, self.scheme, "")
 
+    def structural(self, spec: TensorSpec) -> str | None:
+        """Why a tensor is kept for what it is, not for what it is called; None when it is not."""
+        if len(spec.shape) < 2:
+            return f"{len(spec.shape)}-D"
+        if spec.size < LEAST_WEIGHTS:
+            return f"under {LEAST_WEIGHTS:,} weights"
+        return "quantized by another tool" if self.has_scale(spec.name) else None
+
     def default(self, name: str) -> Default | None:
         """The default rule about `name`, if there is one."""
         for rule in DEFAULTS:
             if rule.matches(name):
                 return rule
         found = LAST_CLASSIFIER.fullmatch(name)
-        if found and found[1] == self.last_classifier:
+        if found and int(found[1]) == self.last_classifier:
             return next(rule for rule in DEFAULTS if rule.reason == "classifier")
         return None
 
@@ -231,6 +237,11 @@ def matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
 
 
+def is_name(pattern: str) -> bool:
+    """Whether a pattern can match one name only. `--set 'layers.*=int4'` means matrices, not the norms among them."""
+    return not pattern.startswith("re:") and not any(special in pattern for special in "*?[")
+
+
 def _check_pattern(pattern: str) -> None:
     if pattern.startswith("re:"):
         try:
@@ -248,6 +259,24 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{value!r} is not a list")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _rule(value: Any) -> Rule:
+    if not isinstance(value, dict) or set(value) != {"match", "scheme"}:
+        raise ValueError("an entry of set is not match and scheme")
+    return Rule(_text(value["match"]), _text(value["scheme"]))
 
 
 def parse_rule(text: str) -> Rule:
@@ -295,8 +324,10 @@ def describe_defaults() -> Iterable[tuple[str, str, str]]:
     yield "rank", "0 or 1", "kept"
     yield "size", f"under {LEAST_WEIGHTS:,} weights", "kept"
     yield "no gain", "would not get smaller", "kept"
-    yield "quantized by another tool", " or ".join(f"NAME{suffix}" for suffix in SCALE_SUFFIXES) + " beside it", "kept"
+    yield "another tool's", " or ".join(f"NAME{suffix}" for suffix in SCALE_SUFFIXES) + " beside it", "kept"
     for rule in DEFAULTS:
         words = ", ".join(rule.words) + (", the last classifier.N" if rule.reason == "classifier" else "")
-        happens = "kept" if rule.scheme == KEEP else f"{rule.scheme} when the others get fewer than 8 bits"
-        yield rule.reason, f"name component {words}", happens
+        happens = "kept" if rule.scheme == KEEP else f"{rule.scheme} below 8 bits"
+        first, *more = wrap(words, 60)
+        yield rule.reason, first, happens
+        yield from (("", line, "") for line in more)

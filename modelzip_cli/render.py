@@ -170,14 +170,11 @@ def _print_rich(block: Block, console: Console) -> None:
         console.print(grid)
     elif isinstance(block, Table):
         grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for column, side in zip(block.columns, block.align, strict=True):
-            name = column in ("tensors", "name", "note", "status")
-            grid.add_column(
-                Text(column),
-                justify="right" if side == "r" else "left",
-                no_wrap=not name,
-                overflow="fold" if name else "ellipsis",
-            )
+        longest = max((len(row[0]) for row in block.rows), default=0)
+        for place, (column, side) in enumerate(zip(block.columns, block.align, strict=True)):
+            folds = place == len(block.columns) - 1 or (place == 0 and 2 * longest > console.width)
+            justify: Any = "right" if side == "r" else "left"
+            grid.add_column(Text(column), justify=justify, no_wrap=not folds, overflow="fold" if folds else "ellipsis")
         for number, row in enumerate(block.rows):
             grid.add_row(*(Text(cell, "dim" if number in block.dim else "") for cell in row))
         console.print()

@@ -15,6 +15,11 @@ def finite(value: float | None, digits: int) -> float | None:
     return round(value, digits) if value is not None and math.isfinite(value) else None
 
 
+def significant(value: float) -> float | None:
+    """Round to six significant digits; None where the value is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class TensorRow:
     """One tensor: what it was, what became of it and why. Figures of error are None where nothing was lost or read."""

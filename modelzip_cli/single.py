@@ -6,8 +6,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from modelzip_cli.errors import CannotWrite, GateFailed, OutputExists, OutputIsS
 from modelzip_cli.layouts.native import BITPACK, build_manifest, manifest_metadata
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore
 from modelzip_cli.recipe import Recipe
-from modelzip_cli.report import Gate, Report, Side, TensorRow, finite
+from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.source import AnySource, open_source
 from modelzip_cli.tensors import Sink
 
@@ -52,6 +53,7 @@ class Settings:
     jobs: int = 1
     force: bool = False
     dry_run: bool = False
+    make_folders: bool = False  # of outputs that mirror a tree; a folder that stays empty is removed again
     limits: Limits = Limits()
     begin: Begin = no_progress
 
@@ -70,18 +72,18 @@ def container_of(path: Path) -> str:
     raise UsageError(f"{inert(str(path))}: the suffix of an output says its container: {', '.join(SUFFIXES)}")
 
 
-def check_output(source: Path, output: Path, *, force: bool) -> None:
+def check_output(source: Path, output: Path, settings: Settings) -> None:
     """Refuse, before any work, an output that would harm something or cannot be made."""
     shown = inert(str(output))
     if output.exists() and source.exists() and output.samefile(source):
         raise OutputIsSource(f"{shown} is the source itself; sources are never changed: choose another -o")
-    if (output.exists() or output.is_symlink()) and not force:
+    if (output.exists() or output.is_symlink()) and not (settings.force or settings.dry_run):
         raise OutputExists(f"{shown} exists; -f replaces it")
     if output.exists() and not output.is_file():
         raise UsageError(f"{shown} is not a regular file")
     if len(os.fsencode(output.name)) > 255:
         raise UsageError(f"{shown}: the name is longer than 255 bytes")
-    if not output.parent.is_dir():
+    if not output.parent.is_dir() and not settings.make_folders:
         raise CannotWrite(f"{shown}: the folder {inert(str(output.parent))} does not exist")
 
 
@@ -94,7 +96,7 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     container = container_of(output)
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
-        check_output(path, output, force=settings.force or settings.dry_run)
+        check_output(path, output, settings)
         recipe.check_patterns(list(source.specs), source.file.label)
         with _threads(settings.jobs) as executor:
             plan = plan_compression(source, recipe, command=command, container=container, executor=executor)
@@ -109,7 +111,7 @@ def restore_file(path: Path, output: Path, settings: Settings, *, dtype: str | N
     container = container_of(output)
     source = open_source(path, keep_extras=True)
     try:
-        check_output(path, output, force=settings.force or settings.dry_run)
+        check_output(path, output, settings)
         plan = plan_restore(source, container=container, dtype=dtype, most_bytes=most_bytes)
         with _threads(settings.jobs) as executor:
             return _carry_out(plan, source, output, settings, executor, started)
@@ -126,7 +128,31 @@ def _carry_out(
 ) -> Report:
     if settings.dry_run:
         return _report(plan, source, output, planned_size(plan, source), None, started)
-    _check_space(plan, output)
+    with _folder(output.parent, make=settings.make_folders):
+        _check_space(plan, output)
+        return _write(plan, source, output, settings, executor, started)
+
+
+@contextmanager
+def _folder(folder: Path, *, make: bool) -> Iterator[None]:
+    """Make the folder of an output; take it away again when nothing came of it."""
+    missing = not folder.exists()
+    if make:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CannotWrite(f"{inert(str(folder))}: cannot make the folder: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if make and missing:
+            with suppress(OSError):  # not empty: there is an output in it
+                folder.rmdir()
+
+
+def _write(
+    plan: Plan, source: AnySource, output: Path, settings: Settings, executor: Executor, started: float
+) -> Report:
     sink = _open_sink(plan, source, output, settings.force)
     try:
         total = sum(tensor.spec.bytes for tensor in plan.tensors if not tensor.tie)
@@ -324,6 +350,6 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         sparsity_before=finite(errors.sparsity_before, 6),
         sqnr_db=finite(errors.sqnr_db, 4),
         cosine=finite(errors.cosine, 8),
-        max_abs_error=finite(errors.max_abs_error, 12),
+        max_abs_error=significant(errors.max_abs_error),
         exact=errors.exact,
     )

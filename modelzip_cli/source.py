@@ -53,17 +53,19 @@ def _open_container(file: SourceFile, key: str | None, keep_extras: bool) -> Saf
         from modelzip_cli.containers.torch_file import TorchFile
 
         return TorchFile(file, key=key, keep_extras=keep_extras)  # type: ignore[return-value]
+    length = int.from_bytes(start[:8], "little")
+    is_header = start[8:9] == b"{" and 8 + length <= file.size  # a length may begin like the magic of another format
     for magic, what in FOREIGN:
-        if start.startswith(magic):
+        if start.startswith(magic) and not is_header:
             raise UnsupportedCheckpoint(f"{file.label}: {what}; {ACCEPTED}")
     if start.startswith(LEGACY_TORCH):
         raise UnsupportedCheckpoint(
             f"{file.label}: the torch format from before version 1.6; this version does not read it: "
             "load it and save it again with a newer torch"
         )
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not is_header:
         raise UnsupportedCheckpoint(f"{file.label}: a bare pickle, not a checkpoint; {ACCEPTED}")
-    if len(start) >= 9 and start[8:9] != b"{" and int.from_bytes(start[:8], "little") > file.size:
+    if len(start) >= 9 and start[8:9] != b"{" and length > file.size:
         raise UnsupportedCheckpoint(f"{file.label}: not a checkpoint that modelzip knows; {ACCEPTED}")
     if key is not None:
         raise UsageError(f"{file.label}: --key chooses inside torch files; a safetensors file has no nesting")

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+from itertools import pairwise
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -104,7 +105,7 @@ def _fail(arguments: list[str], message: str, code: int, kind: str, error: BaseE
 
         traceback.print_exception(error)
     _say(f"error: {message}")
-    if _asks_for_json(arguments):
+    if _asks_for_json(arguments) and not getattr(error, "reported", False):
         import json
 
         shown = {"kind": kind, "message": message, "path": _path_of(arguments), "exit_code": code}
@@ -121,8 +122,19 @@ def _asks_for_json(arguments: list[str]) -> bool:
 
 
 def _path_of(arguments: list[str]) -> str | None:
-    """The input that an error is about: the first argument after the command that is no option."""
-    return next((inert(argument) for argument in arguments[1:] if not argument.startswith("-")), None)
+    """The input that an error is about: the first argument that is neither command, option nor value of an option."""
+    commands = typer.main.get_command(app)
+    known = getattr(commands, "commands", {}).get(arguments[0])
+    taking_value = {
+        name
+        for option in (known.params if known else ())
+        if not getattr(option, "is_flag", True)
+        for name in option.opts
+    }
+    for before, argument in pairwise(arguments):
+        if not argument.startswith("-") and before not in taking_value:
+            return inert(argument)
+    return None
 
 
 def _say(message: str) -> None:

@@ -68,7 +68,8 @@ def diff(
     for metric, least in gates:
         value = _figure(found, metric)
         if value is not None and value < least:
-            raise GateFailed(f"{inert(str(second))}: {metric} is {value:.6g}, --fail-under asks for {least:g}")
+            what = f"{inert(str(second))}: {metric} is {value:.6g}, --fail-under asks for {least:g}"
+            raise GateFailed(what, reported=True)
 
 
 def _figure(found: Difference, metric: str) -> float | None:

@@ -115,7 +115,7 @@ def quantize(
         skip_existing=skip_existing,
         dry_run=dry_run,
     )
-    settings = Settings(parse_jobs(jobs), force, dry_run, limits)
+    settings = Settings(parse_jobs(jobs), force, dry_run, output_dir is not None, limits)
     if save_recipe is not None:
         _save_recipe(save_recipe, asked, force=force)
     run_many(

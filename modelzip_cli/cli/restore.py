@@ -85,7 +85,7 @@ def restore(
         selection,
         restored_name,
         lambda job, running: restore_file(job.path, job.output, running, dtype=dtype, most_bytes=most_bytes),
-        Settings(parse_jobs(jobs), force, dry_run),
+        Settings(parse_jobs(jobs), force, dry_run, output_dir is not None),
         form=parse_form(form, json),
         quiet=quiet,
         verbose=verbose,

@@ -36,7 +36,7 @@ def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
         number = float(value)
     except ValueError:
         number = math.nan
-    if not separator or math.isnan(number):
+    if not separator or not math.isfinite(number):
         raise UsageError(f"--fail-under {inert(text)!r}: write METRIC=VALUE, such as sqnr=20")
     return metric, number
 

@@ -58,6 +58,5 @@ def verify(
     bad = [one for one in found if one.bad]
     if bad:
         name, problem = bad[0].bad[0]
-        raise BrokenCheckpoint(
-            f"{bad[0].path}: {len(bad[0].bad)} problems; tensor {inert(name, longest=200)}: {problem}"
-        )
+        what = f"{bad[0].path}: {len(bad[0].bad)} problems; tensor {inert(name, longest=200)}: {problem}"
+        raise BrokenCheckpoint(what, reported=True)

@@ -18,6 +18,8 @@ PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module",
 NOT_WEIGHTS = ("optim", "sched", "scaler", "ema", "average", "shadow", "momentum", "rng", "loops", "callbacks")
 MOST_VALUES = 5_000_000
 MOST_NESTING = 64
+MOST_TEXT = 64 << 20  # characters, counted wherever a shared text stands
+MOST_INTEGER = 13_000  # bits: Python writes and reads up to 4,300 digits
 BARE = "tensor"  # the name of the one tensor of a file that is a bare tensor
 
 
@@ -116,12 +118,12 @@ class _Cleaner:
     ) -> None:
         self.found, self.path, self.label, self.keep_extras = found, path, label, keep_extras
         self.weight_names = weight_names
-        self.values = 0
+        self.values = self.characters = 0
 
     def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
         """Return `tree` with only values that a tree may hold; what may not be kept becomes None."""
         self.values += 1
-        if self.values > MOST_VALUES or len(path) > MOST_NESTING:
+        if self.values > MOST_VALUES or self.characters > MOST_TEXT or len(path) > MOST_NESTING:
             raise BrokenCheckpoint(f"{self.label}: the values beside the weights are too many or nested too deeply")
         if isinstance(tree, TensorRef):
             return self.tensor_beside(tree, path)
@@ -129,6 +131,10 @@ class _Cleaner:
             return None
         if isinstance(tree, dict):
             return self.state_dict(tree, path) if path == self.path else self.plain_dict(tree, path)
+        if isinstance(tree, (str, bytes, bytearray)):
+            self.characters += len(tree)  # one text may stand in many places
+        if isinstance(tree, int) and tree.bit_length() > MOST_INTEGER:
+            raise UnsupportedCheckpoint(f"{self.label}: {inert('.'.join(path))}: a whole number of too many digits")
         if isinstance(tree, (list, tuple)):
             items = [self.clean(value, (*path, str(place))) for place, value in enumerate(tree)]
             return items if isinstance(tree, list) else tuple(items)
@@ -159,14 +165,14 @@ class _Cleaner:
         return cleaned
 
     def state_dict(self, tree: dict[Any, Any], path: tuple[str, ...]) -> Weights:
-        others = []
-        for position, (key, value) in enumerate(tree.items()):
+        others: list[tuple[int, Any, Any]] = []
+        for key, value in tree.items():
             if isinstance(key, str) and isinstance(value, TensorRef):
                 self.found.weights[key] = value
                 continue
             kept = self.clean(value, (*path, str(key)))
             if not self.drops(value) and not self.is_unknown(key):
-                others.append((position, key, kept))
+                others.append((len(self.found.weights) + len(others), key, kept))
         metadata = self.clean(getattr(tree, "_metadata", None), (*path, "_metadata"))
         return Weights("OrderedDict" if isinstance(tree, OrderedDict) else "dict", tuple(others), metadata)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelzip_cli.containers.pickle_reader import STORAGES
-from modelzip_cli.containers.tree import Call, Global, Named, StorageRef, TensorRef, Tree, Weights
+from modelzip_cli.containers.tree import Call, Global, Named, StorageRef, TensorRef, Tree, Weights, in_order
 
 TYPED = {dtype: name for name, dtype in STORAGES.items() if dtype is not None}
 
@@ -54,7 +54,7 @@ class _Writer:
             self.each(tree)
             self.out.append(b"t")
         elif isinstance(tree, (set, frozenset)):
-            self.call(f"builtins.{type(tree).__name__}", [list(tree)])
+            self.call(f"builtins.{type(tree).__name__}", [in_order(tree)])
         elif isinstance(tree, bytearray):
             self.call("builtins.bytearray", [bytes(tree)])
         elif isinstance(tree, bytes):

@@ -15,7 +15,7 @@ from modelzip_cli.containers.atomic import AtomicFile
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import NotStrict, dumps, parse
-from modelzip_cli.errors import BrokenCheckpoint, inert
+from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
@@ -153,8 +153,13 @@ class SafetensorsSink:
     container = "safetensors"
 
     def __init__(self, path: Path, *, replace: bool, header_bytes: int) -> None:
-        self.output = AtomicFile(path, replace=replace)
         self._header_bytes = self.reserved(header_bytes)
+        if self._header_bytes > MOST_HEADER:
+            raise UnsupportedCheckpoint(
+                f"{inert(str(path))}: names and values beside the weights need {header_bytes:,} bytes of header, more "
+                "than a safetensors file may have: write a torch file (-o NAME.pth)"
+            )
+        self.output = AtomicFile(path, replace=replace)
         self._specs: list[TensorSpec] = []
         self._offsets: dict[str, int] = {}
         self._position = 8 + self._header_bytes

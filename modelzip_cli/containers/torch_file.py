@@ -263,6 +263,8 @@ class TorchSink:
         self._crc: dict[str, int] = {}
 
     def begin(self, spec: TensorSpec) -> None:
+        if spec.dtype.torch is None:
+            raise UnsupportedCheckpoint(f"tensor {inert(spec.name, longest=200)}: torch has no type for {spec.dtype}")
         self._places[spec.name] = self._zip.reserve(f"archive/data/{len(self._specs)}", spec.bytes)
         self._specs[spec.name] = spec
         self._crc[spec.name] = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,22 +94,25 @@ def to_json(tree: Tree, depth: int = 0) -> Any:
     def each(values: Any) -> list[Any]:
         return [to_json(value, depth + 1) for value in values]
 
-    if tree is None or isinstance(tree, (bool, int, str)):
+    if tree is None or isinstance(tree, (bool, int)):
         return tree
+    if isinstance(tree, str):
+        return tree if _is_unicode(tree) else {TAG: "str", "hex": tree.encode("utf-8", "surrogatepass").hex()}
     if isinstance(tree, float):
         return tree if math.isfinite(tree) else {TAG: "float", "value": repr(tree)}
     if isinstance(tree, list):
         return each(tree)
-    if type(tree) is dict and all(isinstance(key, str) for key in tree) and TAG not in tree:
+    if type(tree) is dict and all(isinstance(key, str) and _is_unicode(key) for key in tree) and TAG not in tree:
         return {key: to_json(value, depth + 1) for key, value in tree.items()}
     if type(tree) is dict:
         return {TAG: "dict", "items": [each(pair) for pair in tree.items()]}
     if isinstance(tree, OrderedDict):
         state = to_json(getattr(tree, "_metadata", None), depth + 1)
         return {TAG: "OrderedDict", "items": [each(pair) for pair in tree.items()], "metadata": state}
-    for kind in (tuple, set, frozenset):
-        if type(tree) is kind:
-            return {TAG: kind.__name__, "items": each(tree)}
+    if type(tree) is tuple:
+        return {TAG: "tuple", "items": each(tree)}
+    if isinstance(tree, (set, frozenset)):
+        return {TAG: type(tree).__name__, "items": each(in_order(tree))}
     if isinstance(tree, (bytes, bytearray)):
         return {TAG: type(tree).__name__, "hex": tree.hex()}
     if isinstance(tree, complex):
@@ -124,6 +127,16 @@ def to_json(tree: Tree, depth: int = 0) -> Any:
         others = [[position, *each((key, value))] for position, key, value in tree.others]
         return {TAG: "weights", "kind": tree.kind, "others": others, "metadata": to_json(tree.metadata, depth + 1)}
     raise ValueError(f"{type(tree).__name__} has no place in a tree")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON as UTF-8 cannot hold."""
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
+
+
+def in_order(values: Iterable[Tree]) -> list[Tree]:
+    """The values of a set in an order that does not depend on the hash seed of this process."""
+    return sorted(values, key=lambda value: (type(value).__name__, repr(value)))
 
 
 def from_json(value: Any) -> Tree:
@@ -176,6 +189,7 @@ def _weights(value: dict[str, Any]) -> Weights:
 
 
 _TAGGED: dict[str, Callable[[dict[str, Any]], Tree]] = {
+    "str": lambda value: bytes.fromhex(value["hex"]).decode("utf-8", "surrogatepass"),
     "float": lambda value: float(_text(value["value"])),
     "dict": lambda value: {from_json(key): from_json(item) for key, item in value["items"]},
     "OrderedDict": _ordered,

@@ -41,12 +41,12 @@ def _pack_bits(codes: Codes8 | Codes16, bits: int) -> Codes8:
     """Pack by single bits: the definition."""
     wide = np.ascontiguousarray(codes, np.dtype("<u2")).view(np.uint8).reshape(*codes.shape, 2)
     each = np.unpackbits(wide, axis=2, bitorder="little", count=bits)
-    return np.packbits(each.reshape(codes.shape[0], -1), axis=1, bitorder="little")
+    return np.packbits(each.reshape(codes.shape[0], codes.shape[1] * bits), axis=1, bitorder="little")
 
 
 def _unpack_bits(packed: Codes8, bits: int, columns: int) -> Codes16:
     """Unpack by single bits: the definition."""
-    each = np.unpackbits(packed, axis=1, bitorder="little", count=columns * bits).reshape(-1, columns, bits)
+    each = np.unpackbits(packed, axis=1, bitorder="little", count=columns * bits).reshape(len(packed), columns, bits)
     wide = np.packbits(each, axis=2, bitorder="little")
     codes = np.zeros((*wide.shape[:2], 2), np.uint8)
     codes[..., : wide.shape[2]] = wide

@@ -9,9 +9,9 @@ Results do not depend on the choice: a test holds every kernel to the bytes of i
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -22,31 +22,48 @@ CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and mea
 
 
 class _Work:
-    """What this process has announced so far; once numba is loaded it stays in use."""
+    """What this process has announced so far, and whether numba was loaded for it (None: not tried yet)."""
 
     announced = 0
-    compiled = False
+    numba: bool | None = None
+    lock = Lock()
 
 
 def expect(weights: int) -> None:
-    """Announce that `weights` more weights will pass through kernels, before the first call."""
+    """Announce that `weights` more weights will pass through kernels. Numba is loaded by the first call, if at all."""
     _Work.announced += weights
+
+
+def _is_worth_numba() -> bool:
     choice = os.environ.get(CHOICE)
-    if not _Work.compiled and choice != "numpy" and (choice == "numba" or _Work.announced >= WORTH_NUMBA):
-        _Work.compiled = _numba_is_here()
+    return choice == "numba" or (choice != "numpy" and _Work.announced >= WORTH_NUMBA)
 
 
-def cache_is_cold() -> bool:
-    """Say whether the next kernels will be compiled (seconds, once) and not read from the cache."""
-    return _Work.compiled and not any(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbc"))
+def _use_numba() -> bool:
+    if _Work.numba is None and _is_worth_numba():
+        with _Work.lock:
+            if _Work.numba is None:
+                _Work.numba = _load_numba()
+    return bool(_Work.numba)
 
 
-def _numba_is_here() -> bool:
-    if "NUMBA_CACHE_DIR" not in os.environ:  # compiled code is loaded from here: a private folder, never a shared one
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["NUMBA_CACHE_DIR"] = str(home / "modelzip" / "kernels")
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: they are code that is loaded again, so a private folder, never a shared one."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else home / "modelzip" / "kernels"
+
+
+def will_compile() -> bool:
+    """Say whether the announced work will first compile kernels, which takes seconds, once."""
+    return _Work.numba is not False and _is_worth_numba() and not any(cache_folder().rglob("*.nbc"))
+
+
+def _load_numba() -> bool:
+    folder = cache_folder()
     try:
-        Path(os.environ["NUMBA_CACHE_DIR"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)
         import numba  # noqa: F401
     except (ImportError, OSError, RuntimeError):  # no wheel for this platform, no writable cache: numpy will do
         return False
@@ -64,16 +81,16 @@ class Kernel(Generic[P, R]):
     @property
     def compiled(self) -> Callable[P, R]:
         """The body as machine code; compiled for the argument types of the first call and cached on disk."""
-        if self._compiled is None:
-            import numba
+        with _Work.lock:  # two workers may come here at once
+            if self._compiled is None:
+                import numba
 
-            options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}  # no fastmath: same bytes
-            self._compiled = numba.njit(**options)(self.body)
+                options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}  # no fastmath
+                self._compiled = numba.njit(**options)(self.body)
         return self._compiled
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        run = self.compiled if _Work.compiled and "numba" in sys.modules else self.twin
-        return run(*args, **kwargs)
+        return (self.compiled if _use_numba() else self.twin)(*args, **kwargs)
 
 
 def jit(twin: Callable[P, R]) -> Callable[[Callable[P, R]], Kernel[P, R]]:

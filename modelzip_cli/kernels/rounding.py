@@ -125,9 +125,10 @@ def _dequantize_numpy(codes: Codes8 | Codes16, scale: Block, zero_point: Block, 
     """Return `(code - zero_point) * scale`, float32 [rows, columns]; a zero is always +0."""
     columns = codes.shape[1]
     weights: Block = codes.astype(np.float32)
-    weights -= spread(zero_point, group_size, columns)
-    weights *= spread(scale, group_size, columns)
-    weights += np.float32(0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights -= spread(zero_point, group_size, columns)
+        weights *= spread(scale, group_size, columns)
+        weights += np.float32(0)
     return weights
 
 

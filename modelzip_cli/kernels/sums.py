@@ -104,17 +104,17 @@ def error_sums(weights: Block, restored: Block) -> Sums:
 def _group_lanes(terms: Sums, group_size: int) -> Sums:
     """Sums of the groups of float64 [rows, columns] in the order above: float64 [rows, groups]."""
     rows, columns = terms.shape
-    group_size = min(group_size, columns)
+    group_size = max(1, min(group_size, columns))
     groups = -(-columns // group_size)
     sets = -(-group_size // GROUP_LANES)
+    padded = np.zeros((rows, groups, sets * GROUP_LANES))
+    whole = columns // group_size
+    padded[:, :whole, :group_size] = terms[:, : whole * group_size].reshape(rows, whole, group_size)
+    padded[:, whole:, : columns - whole * group_size] = terms[:, None, whole * group_size :]
+    lanes = np.add.reduce(padded.reshape(rows, groups, sets, GROUP_LANES).transpose(2, 0, 1, 3), axis=0)
     sums = np.zeros((rows, groups))
-    for g in range(groups):
-        group = terms[:, g * group_size : (g + 1) * group_size]
-        padded = np.zeros((rows, sets * GROUP_LANES))
-        padded[:, : group.shape[1]] = group
-        lanes = np.add.reduce(padded.reshape(rows, sets, GROUP_LANES).transpose(1, 0, 2), axis=0)
-        for lane in range(GROUP_LANES):
-            sums[:, g] += lanes[:, lane]
+    for lane in range(GROUP_LANES):
+        sums += lanes[..., lane]
     return sums
 
 

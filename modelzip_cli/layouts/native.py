@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.coders import coder
 from modelzip_cli.containers.outer import Outer
+from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.strict_json import dumps
 from modelzip_cli.containers.tree import to_json
 from modelzip_cli.layouts import Part
@@ -27,16 +28,17 @@ FORMAT_VERSION = 1
 KEY, DIGEST = "modelzip", "modelzip.sha256"  # the two entries of the container's metadata
 RAW, VALUES, CODES = "raw", "values", "codes"  # local names: a kept tensor, one in a plain dtype, packed codes
 BITPACK = "bitpack"
-NOT_IN_SAFETENSORS = ("c32", "c128")
+STORED_AS_BYTES = ("c32", "c128", "f6_e2m3", "f6_e3m2", "f4")  # not all containers have a name for these
 
 
 def native_parts(spec: TensorSpec, scheme: Scheme | None, taken: Iterable[str] = ()) -> tuple[Part, ...]:
     """The arrays that a tensor is stored as: params, then codes; or the tensor itself. Names avoid those in `taken`."""
+    name = spec.name if spec.name != METADATA else _free(METADATA, {METADATA, *taken})
     if scheme is None:
-        opaque = spec.dtype.id in NOT_IN_SAFETENSORS
-        return (Part(RAW, TensorSpec(spec.name, U8, (spec.bytes,)) if opaque else spec),)
+        opaque = spec.dtype.id in STORED_AS_BYTES
+        return (Part(RAW, TensorSpec(name, *((U8, (spec.bytes,)) if opaque else (spec.dtype, spec.shape)))),)
     if scheme.plain is not None:
-        return (Part(VALUES, TensorSpec(spec.name, scheme.plain, spec.shape)),)
+        return (Part(VALUES, TensorSpec(name, scheme.plain, spec.shape)),)
     rows, columns = spec.matrix
     taken = set(taken)
     parts = []

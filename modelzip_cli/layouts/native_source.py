@@ -1,6 +1,6 @@
 """A native file read as the weights that it stands for.
 
-The manifest is untrusted input: everything in it is checked against what the container holds before any memory is taken.
+The manifest is untrusted input: all of it is checked against what the container holds before any memory is taken.
 """
 
 from __future__ import annotations

@@ -144,6 +144,8 @@ class Fixed(Scheme):
             n = np.minimum(covering + step, SMALLEST_EXPONENT).astype(np.int16)
             totals = np.zeros((2, *n.shape))
             for block in blocks:
+                if not block.size:
+                    continue
                 scale, zero_point = self._grid(n, block.shape[0])
                 sums = np.array(fit_sums(block, scale, zero_point, self.levels - 1, WHOLE_ROW))
                 totals = sums if self.channel else running_total(totals, sums)

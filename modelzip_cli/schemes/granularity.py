@@ -52,13 +52,15 @@ class Granularity:
         """How a param with one value a group is stored; `dtype` None: as a scale."""
         return ParamSpec(dtype or self.scale_dtype, group_count(columns, self.span), not self.per_tensor)
 
-    def rounded(self, scale: Block, top: float) -> Block:
+    def rounded(self, scale: Block, top: Block | np.float32) -> Block:
         """Round `scale` to its stored dtype such that `scale * top` stays finite; a step toward zero where needed."""
+        limit = np.nextafter(np.finfo(np.float32).max / np.maximum(top, np.float32(1)), np.float32(0))
+        scale = scale.clip(-limit, limit)
         if self.scale_dtype == F32:
             return scale
         bits = narrow(scale, BF16)
         with np.errstate(over="ignore"):
-            too_large = ~np.isfinite(widen(bits, BF16) * np.float32(top))
+            too_large = ~np.isfinite(widen(bits, BF16) * top)
         bits[too_large] -= np.uint16(1)
         return widen(bits, BF16)
 

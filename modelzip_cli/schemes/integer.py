@@ -38,7 +38,8 @@ class Int(Scheme):
     by least squares; the one of least squared error is kept.
     Granularity: `-g128` (default below 8 bits) and other group sizes: scale bf16 [rows, groups]; `-channel` (default
     for 8 bits): scale float32 [rows, 1]; `-tensor`: float32 [1, 1]. Codes are computed with the scale as stored.
-    A zero stays exactly zero. |w - decode(encode(w))| <= |scale| * (1 + 2^bits / 512) without `-mse`.
+    A zero stays exactly zero. Without `-mse`, |w - decode(encode(w))| <= |scale| * (1 + 2^bits / 256), twice that last
+    term with `-asym`, plus 2^(bits-134): one step, and what rounding the scale to bf16 does to the ends of the range.
     Raises BadOption for bits outside 2..8.
     """
 
@@ -110,27 +111,35 @@ class Int(Scheme):
     def bound(self, params: Params) -> Block | None:
         if self.mse:
             return None
-        return np.abs(params["scale"]) * np.float32(1 + self.levels / 512)
+        reach = self.levels - 1 if self.asym else self.levels // 2
+        return np.abs(params["scale"]) * np.float32(1 + reach / 128) + np.float32(self.levels * 2.0**-134)
 
     def _range(self, lowest: Block, highest: Block) -> Params:
         """Params that cover [lowest, highest], float32 arrays [rows, groups]."""
-        top = self.levels - 1
         if not self.asym:
-            half = self.levels // 2
+            half = np.float32(self.levels // 2)
             extreme: Block = np.where(highest > -lowest, highest, lowest)
-            signed: Block = extreme / np.float32(-half)
-            return {"scale": self.granularity.rounded(signed, half)}
-        low, high = np.minimum(lowest, np.float32(0)), np.maximum(highest, np.float32(0))
-        width = np.subtract(high / np.float32(top), low / np.float32(top), dtype=np.float32)
-        scale = self.granularity.rounded(width, top)
-        divisor = np.where(scale == 0, np.float32(1), scale)
-        with np.errstate(over="ignore"):
-            return {"scale": scale, "zero_point": np.rint(-low / divisor).clip(0, top).astype(np.uint8)}
+            return {"scale": self.granularity.rounded(extreme / -half, half)}
+        low, high, top = (
+            np.minimum(lowest, np.float32(0)),
+            np.maximum(highest, np.float32(0)),
+            np.float32(self.levels - 1),
+        )
+        scale = self.granularity.rounded(np.subtract(high / top, low / top, dtype=np.float32), np.float32(1))
+        while True:  # once, but for ranges near the ends of float32, where a decoded code may not overflow
+            divisor = np.where(scale == 0, np.float32(1), scale)
+            zero_point = np.rint(-low / divisor).clip(0, top)
+            safe = self.granularity.rounded(scale, np.maximum(zero_point, top - zero_point))
+            if (safe == scale).all():
+                return {"scale": scale, "zero_point": zero_point.astype(np.uint8)}
+            scale = safe
 
     def _search(self, blocks: Iterable[Block], start: Params) -> Params:
         """With `-mse`, the params of least squared error among `start` and its refined fractions."""
         if not self.mse:
             return start
+        half, zero_point = np.float32(self.levels // 2), start.get("zero_point")
+        reach = half if zero_point is None else np.maximum(zero_point, self.levels - 1 - zero_point).astype(np.float32)
         best = start["scale"]
         least = np.full(best.shape, np.inf)
         for factor in (None, *FACTORS):  # None: `start` as it is, so that the search never makes a group worse
@@ -138,7 +147,7 @@ class Int(Scheme):
             wq, qq = self._sums(blocks, start | {"scale": trial})
             with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
                 fitted = trial if factor is None else np.where(qq > 0, wq / qq, 0).astype(np.float32)
-                scale = self.granularity.rounded(fitted, self.levels)
+                scale = self.granularity.rounded(fitted, reach)
                 wide = scale.astype(np.float64)
                 error = wide * wide * qq - 2 * wide * wq  # the squared error less the sum of w*w
             better = (error < least) & (scale != 0) & np.isfinite(scale)
@@ -149,6 +158,8 @@ class Int(Scheme):
         """Least-squares sums of trial params: of every group, or, for one scale a tensor, of all in order."""
         totals = np.zeros((2, *params["scale"].shape))
         for block in blocks:
+            if not block.size:
+                continue
             scale, zero_point = self._broadcast(params, block.shape[0])
             divisor = np.where(scale == 0, np.float32(1), scale)
             sums = np.array(fit_sums(block, divisor, zero_point, self.levels - 1, self.granularity.span))

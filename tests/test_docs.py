@@ -1,0 +1,92 @@
+"""Every `console` block of README and docs is run, in order, in a folder with the sample models, and compared.
+
+MODELZIP_REFRESH_DOCS=1 writes the output of this run into the pages instead; read the diff before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
+REFRESH = os.environ.get("MODELZIP_REFRESH_DOCS") == "1"
+CHANGING = (  # what differs from run to run
+    (re.compile(r"\b\d+\.\d s\b"), "0.1 s"),
+    (re.compile(r"peak [\d.]+ MB"), "peak 60 MB"),
+)
+
+
+def masked(text: str) -> str:
+    for pattern, stand_in in CHANGING:
+        text = pattern.sub(stand_in, text)
+    return text
+
+
+def run_block(block: str, folder: Path, environment: dict[str, str]) -> str:
+    """Run the `$ ` lines of a block one after the other; return the block as it would look with their output."""
+    lines = []
+    for command in [line[2:] for line in block.splitlines() if line.startswith("$ ")]:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=300,
+        )
+        lines += [f"$ {command}", *(line.rstrip() for line in done.stdout.decode().splitlines())]
+    return masked("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
+def test_the_console_blocks_of_a_page_show_what_the_program_prints(page, tmp_path, environment):
+    shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shown = page.read_text()
+    ran = BLOCK.sub(lambda found: run_block(found[0], tmp_path, environment | {"PATH": path}), shown)
+    if REFRESH:
+        page.write_text(ran)
+        return
+    assert masked(shown) == ran
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_links_of_a_page_point_at_files(page):
+    missing = [target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_every_command_has_a_page_and_a_row_in_the_readme(modelzip):
+    listed = modelzip("--help").stdout.partition("Commands:\n")[2].splitlines()
+    commands = [line.split()[0] for line in listed if line.strip()]
+    readme = (ROOT / "README.md").read_text()
+    assert len(commands) >= 6
+    for command in commands:
+        assert (ROOT / "docs" / f"{command}.md").is_file()
+        assert f"](docs/{command}.md)" in readme
+
+
+def test_the_exit_codes_of_all_errors_are_documented():
+    from modelzip_cli.errors import ModelzipError
+
+    page = (ROOT / "docs" / "exit-codes.md").read_text()
+    errors, seen = [ModelzipError], []
+    while errors:
+        error = errors.pop()
+        seen.append(error)
+        errors += error.__subclasses__()
+    assert len(seen) > 10
+    for error in seen:
+        assert error.__doc__, error
+        assert f"\n| {error.exit_code} |" in page, error

@@ -1,0 +1,479 @@
+"""docs/format.md says what the files are: its decoder gives what modelzip restores, its tables and examples hold."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modelzip_cli import load_file
+from modelzip_cli.containers.tree import _TAGGED, from_json, to_json
+from modelzip_cli.errors import ModelzipError
+from modelzip_cli.kernels.bitpack import pack
+from modelzip_cli.layouts.native import native_parts
+from modelzip_cli.recipe import Recipe, Rule
+from modelzip_cli.schemes import SCHEMES, parse_scheme
+from modelzip_cli.single import Settings, compress_file, restore_file
+from modelzip_cli.tensors import DTYPES, TensorSpec
+from tests.checkpoints import (
+    bf16_safetensors,
+    bits_of,
+    every_dtype_pth,
+    every_dtype_safetensors,
+    odd_names_pth,
+    small_and_empty_pth,
+    tied_pth,
+    trainer_pth,
+    weights,
+)
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+DECODER = ROOT / "docs" / "format" / "decode.py"
+
+SHAPES = {
+    "matrix": (24, 320),
+    "columns not a multiple of 8 or of a group": (7, 603),
+    "convolution": (16, 8, 5, 5),
+    "experts": (3, 20, 72),
+    "rank 3 with short rows": (20, 9, 31),
+    "one column": (4200, 1),
+    "several slabs": (5, 131_072 + 5),
+    "vector": (5000,),
+}
+DTYPES_OF_WEIGHTS = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+NAMES = [
+    *("int8", "int8-asym", "int8-mse", "int8-tensor", "int8-g32", "int4", "int4-g64", "int4-g64-asym", "int3-g7"),
+    *("int3-g100-mse", "int2-g1", "int5-channel-asym-mse", "int6-tensor-asym", "int7-g600", "int4-g999999999"),
+    *("fixed8", "fixed8-mse", "fixed4-channel", "fixed5-channel-mse", "fixed12", "fixed16", "fixed9-n7", "fixed16-n-3"),
+    *("binary", "binary-tensor", "fp16", "bf16", "fp32"),
+]
+FEW = ["int8", "int4-g64-asym", "int2-g1", "int6-tensor-asym", "fixed5-channel-mse", "fixed16", "binary", *NAMES[-3:]]
+SCHEME_BITS = {name: parse_scheme(name).bits for name in NAMES} | {"int2-g1": 18}  # of a weight, or a little less
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Any:
+    """docs/format/decode.py as a module, from a place that gives it nothing of ours."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("decode", DECODER)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compress(source: Path, scheme: str, **options: Any) -> Path:
+    """The native file of `source`."""
+    output = source.with_name(f"{source.stem}.{scheme}.safetensors")
+    compress_file(source, output, Recipe(scheme=scheme, **options), Settings(), command="quantize")
+    return output
+
+
+@cache
+def weights_of(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A tensor of every shape, with zeros in it and one group of nothing else."""
+    tensors = {}
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        values = weights(*shape, seed=seed)
+        values[values.abs() < 1e-3] = 0
+        values.reshape(-1)[:64] = 0
+        tensors[name] = values.to(dtype)
+    return tensors
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """The manifest of a native safetensors file."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return json.loads(header["__metadata__"]["modelzip"])
+
+
+def assert_same(decoded: dict[str, np.ndarray], path: Path) -> None:
+    """Compare what decode.py gives with what modelzip restores, bit for bit."""
+    restored, entries = load_file(path), manifest_of(path)["tensors"]
+    assert [name for name in decoded if name in restored] == list(restored)
+    for name, tensor in restored.items():
+        array = decoded[name]
+        if "scheme" in entries.get(name, {}):
+            assert array.dtype == np.float32
+            array_bits = bits_of(torch.from_numpy(array.copy()).to(tensor.dtype)).numpy()
+        elif tensor.dtype == torch.bfloat16:
+            array_bits = bits_of(torch.from_numpy(array.copy()).bfloat16()).numpy()
+        else:
+            array_bits = np.frombuffer(array.tobytes(), np.uint8)
+        assert array.shape == tuple(tensor.shape), name
+        assert np.array_equal(array_bits, bits_of(tensor).numpy()), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme"), [("f32", name) for name in NAMES] + [(d, name) for d in ("bf16", "f16", "f64") for name in FEW]
+)
+def test_the_decoder_of_the_page_gives_what_modelzip_restores(
+    decoder: Any, tmp_path: Path, dtype: str, scheme: str
+) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file(weights_of(DTYPES_OF_WEIGHTS[dtype]), source)
+    path = compress(source, scheme, rules=(Rule("vector", scheme),))
+    treated = [entry for entry in manifest_of(path)["tensors"].values() if "scheme" in entry]
+    assert treated or DTYPES[dtype].bits <= SCHEME_BITS[scheme]
+    assert_same(decoder.decode(path), path)
+
+
+def test_every_scheme_of_the_table_is_among_them() -> None:
+    assert {parse_scheme(name).id for name in NAMES} == set(SCHEMES)
+
+
+SOURCES: dict[str, Callable[[Path], Path]] = {
+    "tied.pth": tied_pth,
+    "trainer.pth": trainer_pth,
+    "small.pth": small_and_empty_pth,
+    "dtypes.pth": every_dtype_pth,
+    "dtypes.safetensors": every_dtype_safetensors,
+    "names.pth": odd_names_pth,
+    "bf16.safetensors": bf16_safetensors,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("keep_extras", [False, True], ids=["weights only", "with extras"])
+def test_the_decoder_reads_every_kind_of_source(decoder: Any, tmp_path: Path, source: str, keep_extras: bool) -> None:
+    path = compress(SOURCES[source](tmp_path / source), "int4-g64", keep_extras=keep_extras)
+    decoded = decoder.decode(path)
+    assert set(decoded) >= set(manifest_of(path)["tensors"])
+    assert_same(decoded, path)
+
+
+def test_the_length_of_a_header_does_not_make_a_file_something_else(tmp_path: Path) -> None:
+    """A file begins with that length, and 640 is `80 02`, as a pickle begins; 35,615 is `1f 8b`, as gzip does."""
+    for length in (0x0280, 0x0380, 0x0480, 0x0580, 0x8B1F):
+        text = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(length.to_bytes(8, "little") + text + bytes(4))
+        assert load_file(path)["w"].tolist() == [0.0]
+
+
+def test_tied_names_are_one_array(decoder: Any, tmp_path: Path) -> None:
+    decoded = decoder.decode(compress(tied_pth(tmp_path / "tied.pth"), "int8"))
+    assert decoded["lm_head.weight"] is decoded["embed.weight"]
+
+
+def test_tensors_beside_the_weights_are_decoded_under_their_names(decoder: Any, tmp_path: Path) -> None:
+    decoded = decoder.decode(compress(trainer_pth(tmp_path / "trainer.pth"), "int8", keep_extras=True))
+    assert torch.equal(torch.from_numpy(decoded["optimizer.state.0.exp_avg"].copy()), weights(96, 64, seed=7))
+
+
+def test_a_name_that_a_part_would_have_is_found_through_the_manifest(decoder: Any, tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    clash = {"w": weights(64, 64), "w:codes": weights(64, 64, seed=1), "w:scale": weights(3), "w:scale'": weights(2)}
+    save_file(clash, source)
+    path = compress(source, "int4-g64")
+    assert {"w:scale''", "w:codes'"} <= {part["name"] for part in manifest_of(path)["tensors"]["w"]["parts"].values()}
+    assert_same(decoder.decode(path), path)
+
+
+def test_the_decoder_notices_every_damaged_byte(decoder: Any, tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(64, 64), "bias": weights(5), "n": torch.tensor(3)}, source, metadata={"format": "pt"})
+    path = compress(source, "int2-g64-asym")
+    whole, damaged = path.read_bytes(), tmp_path / "damaged.safetensors"
+    header = 8 + int.from_bytes(whole[:8], "little")
+    spaces = len(whole[:header]) - len(whole[:header].rstrip(b" "))
+    names = [whole.index(name) + 1 for name in (b'"format":"pt"', b'"pt"')]  # what the source's own metadata say
+    places = [*range(0, header - spaces, 7), *range(header, len(whole), 3)]
+    for place in places:
+        if names[0] <= place < names[1] + 2:
+            continue
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        damaged.write_bytes(changed)
+        with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+            decoder.decode(damaged)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scheme", "int4-g32-asym"),
+        ("scheme", "int9"),
+        ("scheme", "int4-g64-asym-new"),
+        ("coder", "rans"),
+        ("shape", [64, 65]),
+        ("shape", [64, -64]),
+        ("dtype", "i32"),
+        ("parts", {}),
+    ],
+)
+def test_the_decoder_refuses_a_manifest_that_does_not_fit_its_arrays(
+    decoder: Any, tmp_path: Path, key: str, value: Any
+) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(64, 64)}, source)
+    path = compress(source, "int4-g64-asym")
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["tensors"]["w"][key] = value
+
+    rewrite(path, change)
+    with pytest.raises(ValueError, match="tensor w: "):
+        decoder.decode(path)
+
+
+def test_the_decoder_refuses_a_newer_format_and_ignores_keys_that_it_does_not_know(
+    decoder: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(64, 64)}, source)
+    path = compress(source, "int8")
+    rewrite(path, lambda manifest: manifest.update(new=1))
+    assert_same(decoder.decode(path), path)
+    rewrite(path, lambda manifest: manifest.update(format_version=2))
+    with pytest.raises(ValueError, match="newer format"):
+        decoder.decode(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_weight_called_like_the_metadata_does_not_replace_the_manifest(tmp_path: Path, suffix: str) -> None:
+    source, output = tmp_path / "model.pth", tmp_path / f"small{suffix}"
+    torch.save({"__metadata__": weights(3), "w": weights(64, 64)}, source)
+    try:
+        compress_file(source, output, Recipe(), Settings(), command="quantize")
+    except ModelzipError:
+        assert not output.exists()
+    else:
+        assert set(load_file(output)) == {"__metadata__", "w"}
+        assert load_file(output)["__metadata__"].equal(weights(3))
+
+
+def test_the_same_source_gives_the_same_bytes_whatever_the_order_of_a_set(modelzip: Any, tmp_path: Path) -> None:
+    torch.save({"model": {"w": weights(64, 64)}, "tags": {"a", "b", "c", "d", "e", "f"}}, tmp_path / "model.pth")
+    outputs = []
+    for seed in ("1", "2", "3"):
+        modelzip("quantize", "model.pth", "-o", f"{seed}.safetensors", env={"PYTHONHASHSEED": seed})
+        outputs.append((tmp_path / f"{seed}.safetensors").read_bytes())
+    assert len(set(outputs)) == 1
+
+
+@pytest.mark.parametrize("value", [10**5000, "\ud800"], ids=["an int of 5,001 digits", "a lone surrogate"])
+def test_a_value_that_json_cannot_hold_is_kept_or_refused_with_a_reason(
+    decoder: Any, tmp_path: Path, value: Any
+) -> None:
+    source = tmp_path / "model.pth"
+    torch.save({"model": {"w": weights(64, 64)}, "value": value}, source)
+    try:
+        path = compress(source, "int8")
+    except ModelzipError as error:
+        assert "model.pth" in str(error)
+    else:
+        assert_same(decoder.decode(path), path)
+
+
+def test_no_file_is_written_whose_header_no_reader_would_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that a pickle holds once and names a million times is that long a million times in JSON."""
+    source = tmp_path / "model.pth"
+    torch.save({"model": {"w": weights(64, 64)}, "values": ["x" * 100] * 1000}, source)
+    monkeypatch.setattr("modelzip_cli.containers.safetensors_file.MOST_HEADER", 50_000)
+    with pytest.raises(ModelzipError):
+        compress(source, "int8")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_a_type_that_torch_does_not_have_is_decoded_as_bytes_and_refused_where_torch_is_needed(
+    decoder: Any, tmp_path: Path, dtype: str
+) -> None:
+    source, bits = tmp_path / "model.safetensors", bytes(range(12))
+    elements = 96 // DTYPES[dtype.lower()].bits
+    text = json.dumps({"w": {"dtype": dtype, "shape": [2, elements // 2], "data_offsets": [0, 12]}}).encode()
+    source.write_bytes(len(text).to_bytes(8, "little") + text + bits)
+    assert decoder.decode(compress(source, "int8"))["w"].tobytes() == bits
+    with pytest.raises(ModelzipError, match="tensor w"):
+        load_file(source)
+    with pytest.raises(ModelzipError, match="tensor w"):
+        restore_file(source, tmp_path / "back.pth", Settings(), dtype=None, most_bytes=None)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a native file and make its checksum right again."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    manifest = json.loads(header["__metadata__"]["modelzip"])
+    change(manifest)
+    text = json.dumps(manifest)
+    header["__metadata__"] |= {"modelzip": text, "modelzip.sha256": hashlib.sha256(text.encode()).hexdigest()}
+    new = json.dumps(header).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + data[8 + length :])
+
+
+def test_the_decoder_is_short_and_needs_only_numpy() -> None:
+    text = DECODER.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    imported = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).partition(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"numpy"}
+
+
+def test_the_decoder_as_a_program_lists_the_tensors(tmp_path: Path) -> None:
+    import subprocess
+
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(64, 64), "bias": weights(5).bfloat16(), "n": torch.tensor(3)}, source)
+    path = compress(source, "int8")
+    run = subprocess.run([sys.executable, "-I", DECODER, path], capture_output=True, text=True, check=True)
+    assert sorted(run.stdout.splitlines()) == ["bias [5] float32", "n [] int64", "w [64, 64] float32"]
+
+
+def tables() -> Iterator[list[str]]:
+    """The cells of every row of every table of the page, without their backquotes."""
+    for line in PAGE.splitlines():
+        if line.startswith("| ") and not line.startswith("|---"):
+            yield [cell.strip() for cell in line.strip("|").split(" | ")]
+
+
+def words() -> set[str]:
+    """Everything that stands between backquotes on the page."""
+    return set(re.findall(r"`([^`\n]+)`", PAGE))
+
+
+def test_the_table_of_element_types_is_that_of_the_package() -> None:
+    rows = {cells[0].strip("`"): cells[1:] for cells in tables() if len(cells) == 5}
+    rows.pop("id")
+    assert rows == {
+        dtype.id: [
+            str(dtype.bits),
+            "none" if dtype.id in ("c32", "c128") else f"`{dtype.id.upper()}`",
+            f"`{dtype.torch}`" if dtype.torch else "none",
+            dtype.kind.replace("-", " "),
+        ]
+        for dtype in DTYPES.values()
+    }
+
+
+def test_every_scheme_is_on_the_page_with_its_parts() -> None:
+    spec = TensorSpec("w", DTYPES["f64"], (64, 64))
+    for scheme in SCHEMES:
+        assert scheme in words()
+    for name in NAMES:
+        for part in native_parts(spec, parse_scheme(name)):
+            assert part.local in words()
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Manifests with everything in them that a manifest can have."""
+    folder = tmp_path_factory.mktemp("manifests")
+    rules = (Rule("layers.0.*", "fp16"), Rule("layers.1.*", "int3-asym"))
+    asked = {"rules": rules, "only": ("*proj*",), "skip": ("*bias",), "keep_extras": True, "allow_nonfinite": True}
+    return [
+        manifest_of(compress(trainer_pth(folder / "a.pth"), "int4", key="model_state_dict", **asked)),
+        manifest_of(compress(bf16_safetensors(folder / "b.safetensors"), "binary")),
+        manifest_of(compress(tied_pth(folder / "c.pth"), "fixed8")),
+    ]
+
+
+def test_every_key_of_a_manifest_is_on_the_page(manifests: list[dict[str, Any]]) -> None:
+    named = words()
+    for manifest in manifests:
+        assert set(manifest) <= named
+        for group in ("recipe", "source", "outer"):
+            assert {f"{group}.{key}" for key in manifest[group] or ()} <= named
+        for rule in manifest["recipe"].get("set", ()):
+            assert set(rule) <= named
+        for entry in manifest["tensors"].values():
+            assert set(entry) <= named
+            for local, part in entry["parts"].items():
+                assert {local, *part} <= named
+
+
+def test_every_key_that_the_page_lists_is_in_a_manifest(manifests: list[dict[str, Any]]) -> None:
+    listed = {
+        key
+        for cells in tables()
+        if len(cells) == 3 and re.match("(int|text|any|object|list|bool|number)", cells[1])
+        for key in re.findall(r"`([^`]+)`", cells[0])
+    }
+    found: set[str] = set()
+    for manifest in manifests:
+        found |= set(manifest)
+        found |= {f"{group}.{key}" for group in ("recipe", "source", "outer") for key in manifest[group] or ()}
+        found |= {key for entry in manifest["tensors"].values() for key in entry}
+    assert listed == found
+
+
+def test_the_tags_of_a_tree_are_on_the_page_with_true_examples() -> None:
+    examples = {
+        cells[0].strip("`"): json.loads(cells[1].strip("`"))
+        for cells in tables()
+        if len(cells) == 3 and cells[1].startswith('`{"$"')
+    }
+    assert set(examples) == set(_TAGGED)
+    for tag, example in examples.items():
+        assert example["$"] == tag
+        assert to_json(from_json(example)) == example
+
+
+def test_the_manifest_on_the_page_is_that_of_the_sample(tmp_path: Path) -> None:
+    (example,) = (json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL))
+    output = tmp_path / "out.safetensors"
+    source = ROOT / "sample_models" / "digits_mlp.pth"
+    compress_file(source, output, Recipe(scheme="int4-g64-asym"), Settings(), command="quantize")
+    compare(example, manifest_of(output))
+
+
+def compare(example: Any, real: Any) -> None:
+    """Hold a shortened value against the real one; `…` stands for anything, and ends a list or an object."""
+    if example == "…":
+        return
+    if isinstance(example, dict):
+        shown = [key for key in example if key != "…"]
+        assert isinstance(real, dict)
+        assert shown == (list(real)[: len(shown)] if "…" in example else list(real))
+        for key in shown:
+            compare(example[key], real[key])
+    elif isinstance(example, list):
+        shown = example[:-1] if example[-1:] == ["…"] else example
+        assert isinstance(real, list)
+        assert len(real) > len(shown) if len(shown) < len(example) else len(real) == len(shown)
+        for one, other in zip(shown, real, strict=False):
+            compare(one, other)
+    else:
+        assert (type(example), example) == (type(real), real)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "packed"),
+    [([1, 2, 3, 4, 5], 3, "D1 58"), ([1, 2, 15], 4, "21 0F"), ([1, 300], 16, "01 00 2C 01")],
+)
+def test_the_packed_bytes_on_the_page_are_those_that_are_written(codes: list[int], bits: int, packed: str) -> None:
+    assert f"`{packed}`" in PAGE
+    assert pack(np.array([codes], np.uint16 if bits > 8 else np.uint8), bits).tobytes() == bytes.fromhex(packed)
+
+
+def test_the_checksum_is_the_crc_32_of_zlib_over_the_rows_of_a_slab(decoder: Any, tmp_path: Path) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(9, 131_072 + 5)}, source)  # 3 rows a slab
+    path = compress(source, "int8")
+    data = path.read_bytes()
+    arrays, _ = decoder.read_safetensors(data)
+    stored = arrays["w:codes"][2]
+    row = len(stored) // 9
+    expected = "".join(f"{zlib.crc32(stored[first * row : (first + 3) * row]):08x}" for first in (0, 3, 6))
+    assert manifest_of(path)["tensors"]["w"]["parts"]["codes"]["crc32"] == expected
