@@ -48,7 +48,8 @@ class Errors:
         """Cosine of the angle between source and restored weights; None when either is 0."""
         w2, e2, r2 = map(float, self.sums[:3])
         norms = math.sqrt(w2) * math.sqrt(r2)
-        return (w2 + r2 - e2) / (2 * norms) if norms else None  # |w - r|^2 = w^2 + r^2 - 2 w.r
+        cosine = (w2 + r2 - e2) / (2 * norms) if norms else None  # |w - r|^2 = w^2 + r^2 - 2 w.r
+        return None if cosine is None else max(-1.0, min(1.0, cosine))
 
     @property
     def max_abs_error(self) -> float:

@@ -27,15 +27,15 @@ class Group:
 
 def group(names: Sequence[str], keys: Sequence[Hashable]) -> list[Group]:
     """Group `names`, whose `keys` say what must be equal inside a group; in order of first appearance."""
-    found: dict[tuple[tuple[str, ...], Hashable], list[int]] = {}
+    found: dict[tuple[tuple[str | None, ...], Hashable], list[int]] = {}
     for place, (name, key) in enumerate(zip(names, keys, strict=True)):
-        pattern = tuple("#" if is_number(part) else part for part in name.split("."))
+        pattern = tuple(None if is_number(part) else part for part in name.split("."))
         found.setdefault((pattern, key), []).append(place)
     groups = []
     for (pattern, key), members in found.items():
         split = [names[place].split(".") for place in members]
         parts = tuple(
-            index_set(int(parts[depth]) for parts in split) if part == "#" else part
+            index_set(int(parts[depth]) for parts in split) if part is None else part
             for depth, part in enumerate(pattern)
         )
         groups.append(Group(parts, key, tuple(members)))

@@ -403,7 +403,8 @@ def train_docs_lm(seed: int) -> str:
     save_file(half, HERE / "docs_lm.safetensors", metadata={"format": "pt"})
     hyper_parameters = {"vocabulary": VOCABULARY, "context": CONTEXT, "width": 128, "layers": 4, "heads": 4}
     torch.save(
-        {"state_dict": state_dict, "hyper_parameters": hyper_parameters, "global_step": steps}, HERE / "docs_lm_trainer.pth"
+        {"state_dict": state_dict, "hyper_parameters": hyper_parameters, "global_step": steps},
+        HERE / "docs_lm_trainer.pth",
     )
     save_test("docs_test.npz", test[:, :-1], test[:, 1:], vocabulary=np.array(list(VOCABULARY)))
     return f"{nats_per_character(model, test[:, :-1], test[:, 1:]):.4f} nats per character"

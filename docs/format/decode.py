@@ -18,7 +18,6 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 Stored = tuple[str, list[int], bytes]  # dtype id, shape and bytes of one array of the file
-
 SLAB = 512 * 1024
 # [2] id: bits of an element, and the numpy type of its values, or of its raw bits where numpy has no such values
 DTYPES = {
@@ -154,7 +153,8 @@ def decode_tensor(entry: dict[str, Any], arrays: dict[str, Stored]) -> Array:
     bits, (rows, columns) = DTYPES[dtype][0], matrix(shape)
     scheme = Scheme(entry["scheme"], columns) if "scheme" in entry else None
     if scheme is None:
-        expected = {"raw": ("u8", [size(shape) * bits // 8]) if dtype in ("c32", "c128") else (dtype, shape)}
+        named = bits >= 8 and dtype not in ("c32", "c128")
+        expected = {"raw": (dtype, shape) if named else ("u8", [size(shape) * bits // 8])}
     else:
         require(dtype in ("f64", "f32", "f16", "bf16") and rows * columns > 0, f"{dtype} {shape} has no scheme")
         require(entry.get("coder") == (None if scheme.plain else "bitpack"), "unknown coder")

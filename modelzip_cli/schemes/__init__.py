@@ -54,4 +54,8 @@ def parse_scheme(name: str) -> Scheme | None:
     if whole["width"] and int(whole["width"]) not in found.widths:
         allowed = f"{found.widths[0]} to {found.widths[-1]}" if found.widths else "none"
         raise BadOption(f"{name}: {found.id} has no width {whole['width']}; it has {allowed}")
-    return found.parse(int(whole["width"]) if whole["width"] else None, OPTION.findall(whole["options"]))
+    options = OPTION.findall(whole["options"])
+    kinds = [option.rstrip("-0123456789") for option in options]
+    if len(set(kinds)) < len(kinds):
+        raise BadOption(f"{name}: an option is given twice")
+    return found.parse(int(whole["width"]) if whole["width"] else None, options)

@@ -108,6 +108,7 @@ def test_safetensors_reads_the_same_from_our_safetensors_file(tmp_path):
         )
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_torch_reads_the_same_from_our_torch_file(tmp_path):
     content = arrays(NOT_IN_TORCH)
     torch_file(tmp_path / "a.pth", content, METADATA)

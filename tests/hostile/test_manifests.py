@@ -27,7 +27,6 @@ EVIL = (
     True,
     -1,
     0,
-    2**31,
     2**63,
     1e308,
     "",
@@ -35,7 +34,6 @@ EVIL = (
     "\ud800",
     [],
     {},
-    [[]],
     [["w", "b"]],
     "w",
     "w:codes",
@@ -96,14 +94,14 @@ def changed(manifest: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 def use(path: Path, restored: Path) -> None:
     """All that a user would do with the file: look at it, read it, restore it to torch."""
-    for form in ("plain", "json"):
-        with contextlib.redirect_stdout(io.StringIO()):
-            inspect([path], form=form, verbose=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        inspect([path], form="plain", verbose=True)
     read_all(path)
     restore_file(path, restored, Settings(force=True), dtype=None, most_bytes=1 << 20)
 
 
-def test_a_changed_manifest_without_its_checksum_is_refused(native, tmp_path):
+def test_a_changed_manifest_without_its_checksum_is_refused(tiny, tmp_path):
+    native = Native(tiny["safetensors"])
     accepted = []
     for path in places(native.manifest):
         for value in (GONE, None, -1, "", []):
