@@ -247,16 +247,14 @@ def output_name(path: Path, recipe: Recipe) -> str:
 
 def restored_name(path: Path) -> str:
     """The name of a restored file: the container of the original source, and its suffix where that is a known one."""
+    from modelzip_cli.layouts.native_source import NativeSource
     from modelzip_cli.source import open_source
 
     source = open_source(path)
     source.close()
-    if not source.compressed:
+    if not isinstance(source, NativeSource) or source.manifest["source"]["container"] != "torch":
         return derived_name(path, "restored", ".safetensors")
-    original = source.manifest["source"]  # type: ignore[union-attr]
-    if original["container"] != "torch":
-        return derived_name(path, "restored", ".safetensors")
-    suffix = Path(str(original.get("name"))).suffix
+    suffix = Path(str(source.manifest["source"].get("name"))).suffix
     return derived_name(path, "restored", suffix if suffix in TORCH_SUFFIXES else ".pth")
 
 

@@ -22,7 +22,7 @@ from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.layouts.native import Record, encode_parts
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
-from modelzip_cli.source import AnySource
+from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Sink
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def widest_records(plan: Plan) -> list[Record]:
 
 
 def run(
-    plan: Plan, source: AnySource, sink: Sink, *, jobs: int, executor: Executor, progress: Progress = lambda _: None
+    plan: Plan, source: Checkpoint, sink: Sink, *, jobs: int, executor: Executor, progress: Progress = lambda _: None
 ) -> Outcome:
     """Carry out `plan`: encode every tensor of `source` and write it to `sink`, which the caller commits or aborts.
 
@@ -179,7 +179,7 @@ def _begin_until(plan: Plan, sink: Sink, begun: dict[str, dict[str, int]], tenso
             return
 
 
-def _tasks(plan: Plan, source: AnySource) -> Iterator[Callable[[], list[Encoded]]]:
+def _tasks(plan: Plan, source: Checkpoint) -> Iterator[Callable[[], list[Encoded]]]:
     """The work in file order, slabs of small tensors bundled."""
     bundle: list[Slab] = []
     for slab in _slabs(plan):
@@ -203,7 +203,7 @@ def _slabs(plan: Plan) -> Iterator[Slab]:
 @dataclass(frozen=True)
 class _Task:
     plan: Plan
-    source: AnySource
+    source: Checkpoint
     slabs: tuple[Slab, ...]
 
     def __call__(self) -> list[Encoded]:
@@ -225,7 +225,7 @@ def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], 
             future.cancel()
 
 
-def encode(slab: Slab, source: AnySource, layout: str) -> Encoded:
+def encode(slab: Slab, source: Checkpoint, layout: str) -> Encoded:
     """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread."""
     tensor = slab.tensor
     spec, scheme = tensor.spec, tensor.scheme

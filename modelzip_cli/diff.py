@@ -13,7 +13,7 @@ from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import widen
 from modelzip_cli.report import finite, significant
-from modelzip_cli.source import AnySource
+from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import TensorSpec
 
 
@@ -44,7 +44,7 @@ class Difference:
     totals: dict[str, float | None] = field(default_factory=dict)
 
 
-def compare_sources(first: AnySource, second: AnySource, executor: Executor) -> Difference:
+def compare_sources(first: Checkpoint, second: Checkpoint, executor: Executor) -> Difference:
     """Compare by name; the first is the reference. Float tensors are compared by value, whatever their float dtypes."""
     common = [name for name in first.specs if name in second.specs]
     jit.expect(sum(first.specs[name].size for name in common))
@@ -67,7 +67,7 @@ def compare_sources(first: AnySource, second: AnySource, executor: Executor) -> 
     return Difference(tuple(row for row, _ in results), only_in, totals)
 
 
-def _compare(first: AnySource, second: AnySource, name: str) -> tuple[DiffRow, list[Sums]]:
+def _compare(first: Checkpoint, second: Checkpoint, name: str) -> tuple[DiffRow, list[Sums]]:
     one, other = first.specs[name], second.specs[name]
     dtypes = (one.dtype.id, other.dtype.id)
     if one.shape != other.shape:
@@ -83,7 +83,7 @@ def _compare(first: AnySource, second: AnySource, name: str) -> tuple[DiffRow, l
 
 
 def _compare_floats(
-    first: AnySource, second: AnySource, one: TensorSpec, other: TensorSpec
+    first: Checkpoint, second: Checkpoint, one: TensorSpec, other: TensorSpec
 ) -> tuple[DiffRow, list[Sums]]:
     sums, equal = [], one.dtype == other.dtype
     for begin, end in one.row_slabs():

@@ -11,7 +11,7 @@ from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.report import SCHEMA_VERSION
-from modelzip_cli.source import AnySource, open_source
+from modelzip_cli.source import Checkpoint, open_source
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def inspect_file(path: Path, *, key: str | None = None) -> Inspection:
         source.close()
 
 
-def _describe(source: AnySource) -> Inspection:
+def _describe(source: Checkpoint) -> Inspection:
     native = source if isinstance(source, NativeSource) else None
     ties = source.outer.ties if source.outer else {}
     tensors = []

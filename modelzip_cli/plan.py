@@ -20,7 +20,7 @@ from modelzip_cli.layouts.native import native_parts
 from modelzip_cli.recipe import Decision, Recipe
 from modelzip_cli.schemes.base import Params, Scheme
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
-from modelzip_cli.source import AnySource
+from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Source, TensorSpec
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Plan:
         return sum(tensor.bytes_after for tensor in self.tensors)
 
 
-def plan_compression(source: AnySource, recipe: Recipe, *, command: str, container: str, executor: Executor) -> Plan:
+def plan_compression(source: Checkpoint, recipe: Recipe, *, command: str, container: str, executor: Executor) -> Plan:
     """Decide for every tensor of `source`; fit what belongs to whole tensors, one tensor a task on `executor`.
 
     `container` is that of the output. Raises NonFinite unless the recipe allows such tensors to be kept.
@@ -95,7 +95,7 @@ def plan_compression(source: AnySource, recipe: Recipe, *, command: str, contain
     return Plan(command, recipe, container, tuple(tensors), dropped, outer, source.metadata, source.warnings + warnings)
 
 
-def plan_restore(source: AnySource, *, container: str, dtype: str | None, most_bytes: int | None) -> Plan:
+def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_bytes: int | None) -> Plan:
     """Plan to write every tensor as plain values: in its own dtype, or float tensors in `dtype` (f32, f16, bf16).
 
     Raises UsageError when the output would pass `most_bytes`, or, without it, what an honest file can ask for.
@@ -133,7 +133,7 @@ def plan_restore(source: AnySource, *, container: str, dtype: str | None, most_b
     return plan
 
 
-def _outer_of(source: AnySource, layout: str, container: str) -> tuple[Outer | None, tuple[str, ...]]:
+def _outer_of(source: Checkpoint, layout: str, container: str) -> tuple[Outer | None, tuple[str, ...]]:
     """What stands around the weights in the output, and a warning when the container has no place for it."""
     outer = source.outer
     if container == "torch" and layout == "dense":
@@ -163,7 +163,7 @@ def _with_parts(tensors: list[TensorPlan], layout: str, container: str) -> list[
     return planned
 
 
-def _fitted(source: AnySource, recipe: Recipe, spec: TensorSpec, decision: Decision, tie: str | None) -> TensorPlan:
+def _fitted(source: Checkpoint, recipe: Recipe, spec: TensorSpec, decision: Decision, tie: str | None) -> TensorPlan:
     """Turn a decision into a plan for a tensor, which may have to be kept after a look at its values."""
     scheme, reason = decision.scheme, decision.reason
     params: Params = {}
@@ -202,7 +202,7 @@ def read_block(source: Source, spec: TensorSpec, first: int, last: int) -> Block
     return widen(bits.reshape(last - first, columns), spec.dtype)
 
 
-def refuse_nonfinite(source: AnySource, spec: TensorSpec) -> NonFinite:
+def refuse_nonfinite(source: Checkpoint, spec: TensorSpec) -> NonFinite:
     """Look for what is not finite in a tensor and say where."""
     for first, last in spec.row_slabs():
         block = read_block(source, spec, first, last)

@@ -22,7 +22,7 @@ from modelzip_cli.layouts.native import BITPACK, build_manifest, manifest_metada
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
-from modelzip_cli.source import AnySource, open_source
+from modelzip_cli.source import Checkpoint, open_source
 from modelzip_cli.tensors import Sink
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -124,7 +124,7 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
 
 
 def _carry_out(
-    plan: Plan, source: AnySource, output: Path, settings: Settings, executor: Executor, started: float
+    plan: Plan, source: Checkpoint, output: Path, settings: Settings, executor: Executor, started: float
 ) -> Report:
     if settings.dry_run:
         return _report(plan, source, output, planned_size(plan, source), None, started)
@@ -151,7 +151,7 @@ def _folder(folder: Path, *, make: bool) -> Iterator[None]:
 
 
 def _write(
-    plan: Plan, source: AnySource, output: Path, settings: Settings, executor: Executor, started: float
+    plan: Plan, source: Checkpoint, output: Path, settings: Settings, executor: Executor, started: float
 ) -> Report:
     sink = _open_sink(plan, source, output, settings.force)
     try:
@@ -171,7 +171,7 @@ def _write(
         sink.abort()
 
 
-def output_metadata(plan: Plan, source: AnySource, outcome: Outcome | None) -> dict[str, str]:
+def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> dict[str, str]:
     """The text pairs of the output: those of the source and, in the native layout, the manifest.
 
     `outcome` None: with figures as wide as they can become.
@@ -195,13 +195,13 @@ def output_metadata(plan: Plan, source: AnySource, outcome: Outcome | None) -> d
     return {**plan.metadata, **manifest_metadata(manifest)}
 
 
-def header_bytes(plan: Plan, source: AnySource) -> int:
+def header_bytes(plan: Plan, source: Checkpoint) -> int:
     """Space for the header of a safetensors output: enough for any figures."""
     specs = [part.spec for tensor in plan.tensors if not tensor.tie for part in tensor.parts]
     return len(header_text(specs, output_metadata(plan, source, None)).encode())
 
 
-def planned_size(plan: Plan, source: AnySource) -> int:
+def planned_size(plan: Plan, source: Checkpoint) -> int:
     """Bytes of the output file: exact for safetensors; a torch file adds some 150 bytes a tensor."""
     if plan.container == "safetensors":
         reserved = SafetensorsSink.reserved(header_bytes(plan, source))
@@ -209,7 +209,7 @@ def planned_size(plan: Plan, source: AnySource) -> int:
     return plan.stored_bytes + len(output_metadata(plan, source, None)) + 256 * len(plan.tensors)
 
 
-def _open_sink(plan: Plan, source: AnySource, output: Path, force: bool) -> Sink:
+def _open_sink(plan: Plan, source: Checkpoint, output: Path, force: bool) -> Sink:
     if plan.container == "torch":
         from modelzip_cli.containers.torch_file import TorchSink
 
@@ -247,7 +247,7 @@ def describe_gate(gate: Gate) -> str:
     return f"{gate.metric} is {gate.value:.6g}, --fail-under asks for {gate.limit:g}"
 
 
-def _report(plan: Plan, source: AnySource, output: Path, size: int, outcome: Outcome | None, started: float) -> Report:
+def _report(plan: Plan, source: Checkpoint, output: Path, size: int, outcome: Outcome | None, started: float) -> Report:
     rows = [_row(tensor, outcome.errors(tensor) if outcome else None) for tensor in plan.tensors]
     rows += [
         TensorRow(
@@ -298,7 +298,7 @@ def _report(plan: Plan, source: AnySource, output: Path, size: int, outcome: Out
     )
 
 
-def describe_source(source: AnySource) -> Side:
+def describe_source(source: Checkpoint) -> Side:
     """The source as reports show it."""
     ties = source.outer.ties if source.outer else {}
     parameters = sum(spec.size for name, spec in source.specs.items() if name not in ties)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
+from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource, is_native
+from modelzip_cli.tensors import Source, TensorSpec
 
 FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" are one of these
     (b"GGUF", "a GGUF file"),
@@ -25,10 +29,27 @@ FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" ar
 LEGACY_TORCH = (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",)  # the magic number of torch before 1.6, pickled
 ACCEPTED = "modelzip reads .safetensors and torch zip files (.pth, .pt, .bin, .ckpt)"
 
-AnySource = SafetensorsFile | NativeSource  # and TorchFile, which is imported only for torch files
+
+class Checkpoint(Source, Protocol):
+    """An open checkpoint: a source of weights and what is known around them.
+
+    `specs` are the weights; `beside` other tensors, such as optimizer state; `outer` what a torch file has around its
+    state dict. `compressed`: modelzip wrote it, and reading decodes. `sha256` is that of the header or the pickle.
+    """
+
+    file: SourceFile
+    container: str
+    compressed: bool
+    sha256: str
+    outer: Outer | None
+    warnings: tuple[str, ...]
+
+    @property
+    def beside(self) -> Mapping[str, TensorSpec]:
+        """Tensors that are not weights, readable like them."""
 
 
-def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False) -> AnySource:
+def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False) -> Checkpoint:
     """Open the checkpoint at `path`; a compressed one reads as the weights that it stands for.
 
     Raises BrokenCheckpoint for a damaged file, UnsupportedCheckpoint for another kind of file, UnsafeInput where only
@@ -45,14 +66,14 @@ def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False
         raise
 
 
-def _open_container(file: SourceFile, key: str | None, keep_extras: bool) -> SafetensorsFile:
+def _open_container(file: SourceFile, key: str | None, keep_extras: bool) -> Checkpoint:
     start = file.read(0, min(file.size, 32))
     if not start:
         raise BrokenCheckpoint(f"{file.label}: the file is empty")
     if start.startswith(b"PK\x03\x04"):
         from modelzip_cli.containers.torch_file import TorchFile
 
-        return TorchFile(file, key=key, keep_extras=keep_extras)  # type: ignore[return-value]
+        return TorchFile(file, key=key, keep_extras=keep_extras)
     length = int.from_bytes(start[:8], "little")
     is_header = start[8:9] == b"{" and 8 + length <= file.size  # a length may begin like the magic of another format
     for magic, what in FOREIGN:

@@ -13,7 +13,7 @@ from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import plan_compression
 from modelzip_cli.recipe import Recipe
-from modelzip_cli.source import AnySource, open_source
+from modelzip_cli.source import Checkpoint, open_source
 from modelzip_cli.tensors import TensorSpec
 
 
@@ -68,7 +68,7 @@ def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Execut
         source.close()
 
 
-def _result(source: AnySource, checked: int, bad: list[tuple[str, str]], against: Path | None) -> Verification:
+def _result(source: Checkpoint, checked: int, bad: list[tuple[str, str]], against: Path | None) -> Verification:
     shown = None if against is None else inert(str(against))
     return Verification(inert(str(source.file.path)), checked, tuple(bad), source.compressed, shown)
 

@@ -18,12 +18,12 @@ class Ledger:
         self._pieces: dict[str, dict[tuple[int, int], int]] = {}
         self._lock = Lock()
 
-    def note(self, name: str, begin: int, data: bytes) -> None:
+    def note(self, name: str, begin: int, data: bytes | memoryview) -> None:
         """Note that `data` was read at byte `begin` of array `name`. A piece of no bytes marks the array as used."""
         crc = zlib.crc32(data)
         with self._lock:
             pieces = self._pieces.setdefault(name, {})
-            if data:
+            if len(data):
                 pieces[begin, begin + len(data)] = crc
 
     def names(self) -> list[str]:

@@ -22,7 +22,7 @@ from modelzip_cli.containers.pickle_reader import STORAGES, BadPickle, read_pick
 from modelzip_cli.containers.pickle_writer import write_pickle
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
-from modelzip_cli.containers.tree import StorageRef, TensorRef, Weights
+from modelzip_cli.containers.tree import StorageRef, TensorRef, Tree, Weights
 from modelzip_cli.containers.zip_file import Entry, ZipWriter, read_directory
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DType, TensorSpec
@@ -66,8 +66,8 @@ class TorchFile:
         self._check_repetition()
         self.specs = {name: TensorSpec(name, ref.dtype, ref.shape) for name, ref in nested.weights.items()}
         self.beside = {name: TensorSpec(name, ref.dtype, ref.shape) for name, ref in beside.items()}
-        self.outer = Outer(nested.tree, tuple(nested.weights), _ties(nested.weights))
-        self.metadata = self._take_metadata()
+        self.outer: Outer | None = Outer(nested.tree, tuple(nested.weights), _ties(nested.weights))
+        self.metadata = _our_metadata(nested.tree)
         self.state_dict = nested.path
         self.warnings = _warnings(nested.opaque)
         self._ledger = Ledger()
@@ -166,15 +166,6 @@ class TorchFile:
         if logical > factor * self.file.size + more:
             raise BrokenCheckpoint(f"{self.file.label}: its tensors repeat {logical:,} bytes out of {self.file.size:,}")
 
-    def _take_metadata(self) -> dict[str, str]:
-        """The text pairs that our own torch outputs keep under `__metadata__`."""
-        place = self.outer.tree
-        others = {key: value for _, key, value in place.others} if isinstance(place, Weights) else {}
-        found = others.get(METADATA)
-        if not isinstance(found, dict) or not all(isinstance(item, str) for pair in found.items() for item in pair):
-            return {}
-        return found
-
     def _tensor_of(self, entry_name: str) -> str:
         return next(n for n, t in self._tensors.items() if f"{self._root}/data/{t.storage.key}" == entry_name)
 
@@ -240,6 +231,15 @@ def _ties(weights: Mapping[str, TensorRef]) -> dict[str, str]:
         if owner != name and 0 not in ref.shape:
             ties[name] = owner
     return ties
+
+
+def _our_metadata(tree: Tree) -> dict[str, str]:
+    """The text pairs that our own torch outputs keep under `__metadata__`."""
+    others = {key: value for _, key, value in tree.others} if isinstance(tree, Weights) else {}
+    found = others.get(METADATA)
+    if not isinstance(found, dict) or not all(isinstance(item, str) for pair in found.items() for item in pair):
+        return {}
+    return found
 
 
 def _warnings(opaque: list[str]) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ class NativeSource:
             bad = []
             for part in record.parts:
                 for number, (begin, end) in enumerate(_part_slabs(record, part)):
-                    crc = zlib.crc32(self._container.read(part.spec.name, begin, end).tobytes())
+                    crc = zlib.crc32(self._container.read(part.spec.name, begin, end))
                     if crc != record.crc32[part.local][number]:
                         bad.append(f"{part.local}: slab {number} does not match its checksum")
             yield name, sum(part.spec.bytes for part in record.parts), bad
@@ -129,7 +129,7 @@ class NativeSource:
         if scheme.plain is not None:
             return scheme.decode(packed.reshape(last - first, columns), params)
         codes = coder(BITPACK).unpack(packed, scheme.bits, last - first, columns)
-        if codes.size and int(codes.max()) >= scheme.levels:
+        if scheme.levels < 1 << scheme.bits and codes.size and int(codes.max()) >= scheme.levels:
             self._broken(record, "a code is out of range")
         block = scheme.decode(codes, params)
         if not np.isfinite(block).all():
@@ -156,7 +156,7 @@ class NativeSource:
 
     def _read_part(self, part: Part, begin: int, end: int) -> Bits:
         bits: Bits = self._container.read(part.spec.name, begin, end)
-        self._ledger.note(part.spec.name, begin * bits.itemsize, bits.tobytes())
+        self._ledger.note(part.spec.name, begin * bits.itemsize, bits.data.cast("B"))
         return bits
 
     def _check_part(self, record: Record, part: Part) -> None:
@@ -273,9 +273,17 @@ def _checksums(text: Any) -> tuple[int, ...]:
 
 def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) -> tuple[dict[str, str], Outer | None]:
     """The source's own metadata, and what a torch source had around its weights."""
-    metadata = manifest["source"]["metadata"]
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    source = manifest["source"]
+    kinds = {"name": str, "container": str, "bytes": int, "sha256": str, "metadata": dict}
+    if set(source) != set(kinds) or not all(type(source[key]) is kind for key, kind in kinds.items()):
+        raise ValueError("the source is not described as it should be")
+    metadata = source["metadata"]
+    if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata of the source is not text")
+    if not isinstance(manifest["recipe"], dict) or not isinstance(manifest["modelzip"], str):
+        raise ValueError("the recipe or the version is missing")
+    if not isinstance(manifest["dropped"], list) or not all(isinstance(name, str) for name in manifest["dropped"]):
+        raise ValueError("the names of what was dropped are not text")
     around = manifest["outer"]
     if around is None:
         return metadata, None
