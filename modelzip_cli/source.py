@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -55,7 +56,7 @@ def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False
     Raises BrokenCheckpoint for a damaged file, UnsupportedCheckpoint for another kind of file, UnsafeInput where only
     code from the file could give the weights, UsageError for a directory or a `key` that names no state dict.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(directory_message(path))
     file = SourceFile(path)
     try:

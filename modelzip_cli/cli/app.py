@@ -20,6 +20,7 @@ from modelzip_cli.cli.quantize import quantize
 from modelzip_cli.cli.restore import restore
 from modelzip_cli.cli.schemes import schemes
 from modelzip_cli.cli.verify import verify
+from modelzip_cli.containers.atomic import remove_live
 from modelzip_cli.errors import ModelzipError, Stopped, inert
 
 app = typer.Typer(
@@ -70,6 +71,7 @@ def _run(arguments: list[str]) -> int:
     except ModelzipError as error:
         return _fail(arguments, str(error), error.exit_code, error.kind, error)
     except Stopped as stopped:
+        remove_live()  # the signal may have come before anybody was there to clean up
         _say(f"stopped by {signal.Signals(stopped.exit_code - 128).name}; outputs that were not finished are gone")
         return stopped.exit_code
     except TyperException as error:
@@ -192,7 +194,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
-    from modelzip_cli.containers.atomic import remove_live
-
     remove_live()
     os._exit(128 + number)

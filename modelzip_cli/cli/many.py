@@ -78,11 +78,7 @@ def run_many(
         summary = summarize(results)
         if form == "json":
             runs = [result.to_json() for result in results]
-            print(
-                json.dumps(
-                    {"schema_version": SCHEMA_VERSION, "runs": runs, "summary": summary}, ensure_ascii=False, indent=1
-                )
-            )
+            print(json.dumps({"schema_version": SCHEMA_VERSION, "runs": runs, "summary": summary}, indent=1))
         elif form == "jsonl":
             print(json.dumps({"schema_version": SCHEMA_VERSION, "summary": summary}))
         else:
@@ -110,7 +106,7 @@ def _show_line(result: Result, form: str) -> None:
     if form == "json":
         return
     if form == "jsonl":
-        print(json.dumps(result.to_json(), ensure_ascii=False))
+        print(json.dumps(result.to_json()))
     else:
         from modelzip_cli.pages import batch_line
 

@@ -22,7 +22,7 @@ def show(form: str, values: Callable[[], Any], blocks: Callable[[], Sequence[Blo
     """Print JSON values or blocks; only what is asked for is made."""
     form = form_for(form)
     if form in ("json", "jsonl"):
-        print(json.dumps(values(), ensure_ascii=False, allow_nan=False, indent=None if form == "jsonl" else 1))
+        print(json.dumps(values(), allow_nan=False, indent=None if form == "jsonl" else 1))
         return
     from modelzip_cli.render import write_blocks
 

@@ -37,10 +37,14 @@ class AtomicFile:
         self._temporary = target.parent / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor: int | None = None
-        with self._errors():
-            self._descriptor = os.open(self._temporary, flags, 0o666)
-            _live.add(self._temporary)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            with self._errors():
+                self._descriptor = os.open(self._temporary, flags, 0o666)
+                _live.add(self._temporary)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:  # no lock to be had, or a signal: nobody else could clean up
+            self.abort()
+            raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

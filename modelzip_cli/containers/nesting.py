@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelzip_cli.containers.tree import Global, Named, Opaque, TensorRef, Tree, Weights, is_dtype_name
+from modelzip_cli.containers.tree import (
+    Call,
+    Global,
+    Named,
+    Opaque,
+    StorageRef,
+    TensorRef,
+    Tree,
+    Weights,
+    is_dtype_name,
+)
 from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckpoint, UsageError, did_you_mean, inert
 
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
@@ -20,6 +30,7 @@ MOST_VALUES = 5_000_000
 MOST_NESTING = 64
 MOST_TEXT = 64 << 20  # characters, counted wherever a shared text stands
 MOST_INTEGER = 13_000  # bits: Python writes and reads up to 4,300 digits
+NOT_IN_A_TREE = (Opaque, StorageRef, TensorRef)
 BARE = "tensor"  # the name of the one tensor of a file that is a bare tensor
 
 
@@ -60,7 +71,7 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
                 return path
         names = [".".join(path) for path in candidates if path]
         raise UsageError(f"{label}: --key {key!r} names no state dict{did_you_mean(key, names)}; there {_list(names)}")
-    unknown = next(_opaque_objects(root, 0), None)
+    unknown = next(_opaque_objects(root, 0, set()), None)
     if isinstance(root, dict):
         for name in PREFERRED:
             if isinstance(root.get(name), Opaque):
@@ -102,12 +113,22 @@ def _state_dicts(tree: Tree, path: tuple[str, ...], seen: set[int]) -> Iterator[
             yield from _state_dicts(value, (*path, name), seen)
 
 
-def _opaque_objects(tree: Tree, depth: int) -> Iterator[Opaque]:
+def _opaque_objects(tree: Tree, depth: int, seen: set[tuple[int, int]]) -> Iterator[Opaque]:
     if isinstance(tree, Opaque):
         yield tree
-    elif depth < 3 and isinstance(tree, (dict, list, tuple)):
+    elif depth < 3 and isinstance(tree, (dict, list, tuple)) and (id(tree), depth) not in seen:
+        seen.add((id(tree), depth))
         for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _opaque_objects(value, depth + 1)
+            yield from _opaque_objects(value, depth + 1, seen)
+
+
+def _holds(tree: Tree, kinds: tuple[type, ...]) -> bool:
+    """Whether a key, an item of a set or an argument is or holds one of `kinds`."""
+    if isinstance(tree, Call):
+        return _holds(tree.arguments, kinds)
+    if isinstance(tree, (tuple, list)):
+        return any(_holds(item, kinds) for item in tree)
+    return isinstance(tree, kinds)
 
 
 class _Cleaner:
@@ -119,6 +140,7 @@ class _Cleaner:
         self.found, self.path, self.label, self.keep_extras = found, path, label, keep_extras
         self.weight_names = weight_names
         self.values = self.characters = 0
+        self.unknown_names: set[str] = set()
 
     def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
         """Return `tree` with only values that a tree may hold; what may not be kept becomes None."""
@@ -133,21 +155,32 @@ class _Cleaner:
             return self.state_dict(tree, path) if path == self.path else self.plain_dict(tree, path)
         if isinstance(tree, (str, bytes, bytearray)):
             self.characters += len(tree)  # one text may stand in many places
-        if isinstance(tree, int) and tree.bit_length() > MOST_INTEGER:
-            raise UnsupportedCheckpoint(f"{self.label}: {inert('.'.join(path))}: a whole number of too many digits")
+        self.check_integer(tree, path)
         if isinstance(tree, (list, tuple)):
             items = [self.clean(value, (*path, str(place))) for place, value in enumerate(tree)]
             return items if isinstance(tree, list) else tuple(items)
         if isinstance(tree, (set, frozenset)):
-            return type(tree)(value for value in tree if not self.is_unknown(value))
+            return type(tree)(value for value in tree if not self.is_unknown_key(value))
         return tree
+
+    def check_integer(self, value: Any, path: tuple[str, ...]) -> None:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int) and item.bit_length() > MOST_INTEGER:
+                raise UnsupportedCheckpoint(f"{self.label}: {inert('.'.join(path))}: a whole number of too many digits")
 
     def is_unknown(self, tree: Tree) -> bool:
         """Note the name of an object that is not kept."""
-        unknown = isinstance(tree, Opaque) or (isinstance(tree, Global) and not is_dtype_name(tree.name))
-        if unknown and tree.name not in self.found.opaque:
-            self.found.opaque.append(tree.name)
+        unknown = isinstance(tree, (Opaque, StorageRef)) or (isinstance(tree, Global) and not is_dtype_name(tree.name))
+        unknown = unknown or (isinstance(tree, Call) and _holds(tree, NOT_IN_A_TREE))
+        name = getattr(tree, "name", "torch.storage")
+        if unknown and name not in self.unknown_names:
+            self.unknown_names.add(name)
+            self.found.opaque.append(name)
         return unknown
+
+    def is_unknown_key(self, key: Tree) -> bool:
+        """The same of a key or an item of a set, which may hold nothing that the cleaner would have to replace."""
+        return self.is_unknown(key) or _holds(key, NOT_IN_A_TREE)
 
     def drops(self, value: Any) -> bool:
         return self.is_unknown(value) or (isinstance(value, TensorRef) and not self.keep_extras)
@@ -155,8 +188,9 @@ class _Cleaner:
     def plain_dict(self, tree: dict[Any, Any], path: tuple[str, ...]) -> dict[Any, Any]:
         cleaned: dict[Any, Any] = OrderedDict() if isinstance(tree, OrderedDict) else {}
         for key, value in tree.items():
-            if self.is_unknown(key):
+            if self.is_unknown_key(key):
                 continue
+            self.check_integer(key, path)
             kept = self.clean(value, (*path, str(key)))
             if not self.drops(value):
                 cleaned[key] = kept
@@ -170,8 +204,11 @@ class _Cleaner:
             if isinstance(key, str) and isinstance(value, TensorRef):
                 self.found.weights[key] = value
                 continue
+            if self.is_unknown_key(key):
+                continue
+            self.check_integer(key, path)
             kept = self.clean(value, (*path, str(key)))
-            if not self.drops(value) and not self.is_unknown(key):
+            if not self.drops(value):
                 others.append((len(self.found.weights) + len(others), key, kept))
         metadata = self.clean(getattr(tree, "_metadata", None), (*path, "_metadata"))
         return Weights("OrderedDict" if isinstance(tree, OrderedDict) else "dict", tuple(others), metadata)

@@ -15,6 +15,8 @@ from modelzip_cli.containers.tree import CALLS, Call, Global, Opaque, StorageRef
 from modelzip_cli.tensors import DTYPES, DType
 
 MOST_OPCODES = 20_000_000
+MOST_COPIED = 4, 1_000_000  # items that calls may copy: this many for a byte of the pickle, and this many more
+MOST_IN_KEY = 64
 _MARK = object()
 
 STORAGES: dict[str, DType | None] = {
@@ -61,6 +63,7 @@ class _Machine:
     def __init__(self, data: bytes) -> None:
         self.data, self.place = data, 0
         self.stack: list[Any] = []
+        self.copied = 0
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Tree:
@@ -125,7 +128,7 @@ class _Machine:
             target.contents.extend(items)
         elif isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                target[key] = value
+                target[_key(key)] = value
         else:
             raise BadPickle("SETITEM on something that is not a dict")
 
@@ -136,7 +139,7 @@ class _Machine:
         elif isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(items)
+            target.update(map(_key, items))
         else:
             raise BadPickle("APPEND on something that is not a list")
 
@@ -166,6 +169,12 @@ class _Machine:
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(arguments, tuple):
+            sized = (list, tuple, dict, set, frozenset, str, bytes, bytearray)
+            self.copied += len(arguments) + sum(len(argument) for argument in arguments if isinstance(argument, sized))
+            factor, more = MOST_COPIED
+            if self.copied > factor * len(self.data) + more:
+                raise BadPickle("calls copy the same values again and again")
         self.push(_call(function, arguments))
 
     def new_object(self, *, keywords: bool = False) -> None:
@@ -190,6 +199,24 @@ class _Machine:
                 self.push(StorageRef(key, STORAGES[kind], _count(numel)))
             case _:
                 raise BadPickle("a persistent id that is not a storage of a known type")
+
+
+def _key(value: Any, depth: int = 0) -> Any:
+    """Return `value` if it may be a key or an item of a set: hashing it must cost next to nothing."""
+    if isinstance(value, tuple):
+        if depth > 1 or len(value) > MOST_IN_KEY:
+            raise BadPickle("a key that is nested too deeply")
+        for item in value:
+            _key(item, depth + 1)
+    elif not isinstance(value, (type(None), bool, int, float, complex, str, bytes, Global, Opaque)):
+        raise BadPickle("a key that is neither text nor a number")
+    return value
+
+
+def _values(items: list[Any]) -> list[Any]:
+    if any(item is _MARK for item in items):
+        raise BadPickle("a mark where a value should be")
+    return items
 
 
 def _count(value: Any) -> int:
@@ -232,7 +259,7 @@ def _from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
 
 
 def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((key, value) for key, value in items)
+    return OrderedDict((_key(key), value) for key, value in items)
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -245,7 +272,7 @@ def _collection(kind: type) -> Callable[..., Any]:
     def build(items: Any = ()) -> Any:
         if not isinstance(items, (list, tuple, set, bytes)):  # bytearray(2 ** 31) would take the memory
             raise BadPickle(f"a {kind.__name__} of something that is not a list")
-        return kind(items)
+        return kind(map(_key, items) if kind in (set, frozenset) else items)
 
     return build
 
@@ -264,7 +291,7 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "builtins.list": _collection(list),
     "builtins.tuple": _collection(tuple),
     "builtins.bytearray": _collection(bytearray),
-    "builtins.dict": lambda items=(): dict(items),
+    "builtins.dict": lambda items=(): dict(_ordered_dict(items.items() if isinstance(items, dict) else items)),
     "builtins.complex": lambda real, imag: complex(float(real), float(imag)),
 }
 
@@ -326,7 +353,7 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     0x96: lambda m: m.push(bytearray(m.take(m.number(8)))),
     0x5D: lambda m: m.push([]),
     0x6C: lambda m: m.push(m.until_mark()),
-    0x61: lambda m: m.append_items([m.stack.pop()]),
+    0x61: lambda m: m.append_items(_values([m.stack.pop()])),
     0x65: lambda m: m.append_items(m.until_mark()),
     0x29: lambda m: m.push(()),
     0x74: lambda m: m.push(tuple(m.until_mark())),
@@ -335,11 +362,11 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     0x87: lambda m: m.take_tuple(3),
     0x7D: lambda m: m.push({}),
     0x64: lambda m: m.take_dict(),
-    0x73: lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),
+    0x73: lambda m: m.set_items(_values([m.stack.pop(-2), m.stack.pop()])),
     0x75: lambda m: m.set_items(m.until_mark()),
     0x8F: lambda m: m.push(set()),
     0x90: lambda m: m.append_items(m.until_mark()),
-    0x91: lambda m: m.push(frozenset(m.until_mark())),
+    0x91: lambda m: m.push(frozenset(map(_key, m.until_mark()))),
     0x67: lambda m: m.push(m.memo[int(m.line())]),
     0x68: lambda m: m.push(m.memo[m.number(1)]),
     0x6A: lambda m: m.push(m.memo[m.number(4)]),

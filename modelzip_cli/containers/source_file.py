@@ -27,8 +27,8 @@ class SourceFile:
             self._descriptor = os.open(path, flags)
         except FileNotFoundError:
             raise FileNotThere(f"{self.label}: no such file{_nearest(path)}") from None
-        except OSError as error:
-            raise ModelzipError(f"{self.label}: cannot read: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise ModelzipError(f"{self.label}: cannot read: {getattr(error, 'strerror', error)}") from error
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)

@@ -81,7 +81,8 @@ class TorchFile:
         first, last = start * tensor.dtype.unit_bytes, stop * tensor.dtype.unit_bytes
         if not _is_contiguous(tensor):
             flat = self._read_rows(entry, tensor, first // width, -(-last // width))
-            return flat.view(unit)
+            skipped = first % width  # of an element wider than its unit
+            return flat[skipped : skipped + last - first].view(unit)
         begin = tensor.offset * width
         data = self.file.read(entry.offset + begin + first, last - first)
         self._ledger.note(entry.name, begin + first, data)

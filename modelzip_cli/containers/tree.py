@@ -141,12 +141,25 @@ def in_order(values: Iterable[Tree]) -> list[Tree]:
 
 def from_json(value: Any) -> Tree:
     """Return the tree that `to_json` wrote. Raises ValueError or TypeError for anything else."""
+    _check_depth(value, 0)
+    return _from_json(value)
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    if depth > LIMIT_DEPTH:
+        raise ValueError("nested too deeply")
+    for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(inside, (dict, list)):
+            _check_depth(inside, depth + 1)
+
+
+def _from_json(value: Any) -> Tree:
     if isinstance(value, list):
-        return [from_json(item) for item in value]
+        return [_from_json(item) for item in value]
     if not isinstance(value, dict):
         return value
     if TAG not in value:
-        return {key: from_json(item) for key, item in value.items()}
+        return {key: _from_json(item) for key, item in value.items()}
     tag = value[TAG]
     if not isinstance(tag, str) or tag not in _TAGGED:
         raise ValueError(f"unknown tag {tag!r}")
@@ -163,16 +176,16 @@ def _text(value: Any) -> str:
 
 
 def _ordered(value: dict[str, Any]) -> OrderedDict[Any, Any]:
-    found = OrderedDict((from_json(key), from_json(item)) for key, item in value["items"])
+    found = OrderedDict((_from_json(key), _from_json(item)) for key, item in value["items"])
     if value["metadata"] is not None:
-        found._metadata = from_json(value["metadata"])  # type: ignore[attr-defined]
+        found._metadata = _from_json(value["metadata"])  # type: ignore[attr-defined]
     return found
 
 
 def _call(value: dict[str, Any]) -> Call:
     if value["name"] not in CALLS:
         raise ValueError(f"no call of {value['name']!r}")
-    return Call(value["name"], tuple(from_json(value["arguments"])))
+    return Call(value["name"], tuple(_from_json(value["arguments"])))
 
 
 def _global(value: dict[str, Any]) -> Global:
@@ -184,21 +197,23 @@ def _global(value: dict[str, Any]) -> Global:
 def _weights(value: dict[str, Any]) -> Weights:
     if value["kind"] not in ("dict", "OrderedDict", "tensor"):
         raise ValueError(f"no weights of kind {value['kind']!r}")
-    others = tuple((int(position), from_json(key), from_json(item)) for position, key, item in value["others"])
-    return Weights(value["kind"], others, from_json(value["metadata"]))
+    if not all(type(position) is int and 0 <= position < 1 << 31 for position, _, _ in value["others"]):
+        raise ValueError("a position is not a number")
+    others = tuple((position, _from_json(key), _from_json(item)) for position, key, item in value["others"])
+    return Weights(value["kind"], others, _from_json(value["metadata"]))
 
 
 _TAGGED: dict[str, Callable[[dict[str, Any]], Tree]] = {
     "str": lambda value: bytes.fromhex(value["hex"]).decode("utf-8", "surrogatepass"),
     "float": lambda value: float(_text(value["value"])),
-    "dict": lambda value: {from_json(key): from_json(item) for key, item in value["items"]},
+    "dict": lambda value: {_from_json(key): _from_json(item) for key, item in value["items"]},
     "OrderedDict": _ordered,
-    "tuple": lambda value: tuple(from_json(value["items"])),
-    "set": lambda value: set(from_json(value["items"])),
-    "frozenset": lambda value: frozenset(from_json(value["items"])),
+    "tuple": lambda value: tuple(_from_json(value["items"])),
+    "set": lambda value: set(_from_json(value["items"])),
+    "frozenset": lambda value: frozenset(_from_json(value["items"])),
     "bytes": lambda value: bytes.fromhex(value["hex"]),
     "bytearray": lambda value: bytearray.fromhex(value["hex"]),
-    "complex": lambda value: complex(*from_json(value["parts"])),
+    "complex": lambda value: complex(*_from_json(value["parts"])),
     "global": _global,
     "call": _call,
     "tensor": lambda value: Named(_text(value["name"])),

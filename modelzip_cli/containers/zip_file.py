@@ -93,6 +93,11 @@ def _end(file: SourceFile) -> tuple[int, int, int]:
         at = file.size - END.size - LOCATOR.size
         magic, _, at64, _ = LOCATOR.unpack(file.read(at, LOCATOR.size))
         if magic == b"PK\x06\x07":
+            if at64 + END64.size > at:
+                raise broken
+            wide = END64.unpack(file.read(at64, END64.size))  # other readers follow this record: it must say the same
+            if wide[0] != b"PK\x06\x06" or wide[6:] != (count, count, size, offset):
+                raise BrokenCheckpoint(f"{file.label}: the two end records of the zip archive differ")
             end = at64
     if offset + size != end:
         raise BrokenCheckpoint(f"{file.label}: the zip directory is not where the archive ends")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,7 @@ from modelzip_cli.kernels.jit import jit
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
-Codes8 = NDArray[np.uint8]
-Codes16 = NDArray[np.uint16]
+Codes = NDArray[Any]  # uint8 up to 256 levels, uint16 above
 Ordered = NDArray[np.int32]
 
 
@@ -61,8 +60,8 @@ def spread(values: NDArray[np.float32], group_size: int, columns: int) -> NDArra
     return values if values.shape[1] == 1 else np.repeat(values, group_size, axis=1)[:, :columns]
 
 
-def _quantize_numpy(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes16:
-    """Return `clip(round(w / scale) + zero_point, 0, top)`, ties to even, uint16 [rows, columns].
+def _quantize_numpy(block: Block, scale: Block, zero_point: Block, top: int, group_size: int, like: Codes) -> Codes:
+    """Return `clip(round(w / scale) + zero_point, 0, top)`, ties to even, [rows, columns] in the dtype of `like`.
 
     `block` is float32 [rows, columns], `scale` (never 0) and `zero_point` float32 [rows, groups].
     """
@@ -71,57 +70,37 @@ def _quantize_numpy(block: Block, scale: Block, zero_point: Block, top: int, gro
         q = block / spread(scale, group_size, columns)
         np.rint(q, out=q)
         q += spread(zero_point, group_size, columns)
-        codes: Codes16 = q.clip(0, top).astype(np.uint16)
+        codes: Codes = q.clip(0, top).astype(like.dtype)
     return codes
 
 
 @jit(twin=_quantize_numpy)
-def _quantize16(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes16:
+def _quantize(block: Block, scale: Block, zero_point: Block, top: int, group_size: int, like: Codes) -> Codes:
     rows, columns = block.shape
     low, high = np.float32(0), np.float32(top)
-    codes = np.empty((rows, columns), np.uint16)
+    codes: Codes = np.empty((rows, columns), like.dtype)
     for r in range(rows):
         row, out, scales, zeros = block[r], codes[r], scale[r], zero_point[r]
         for g in range(scales.size):
             first, last = g * group_size, min((g + 1) * group_size, columns)
             weights, coded, s, z = row[first:last], out[first:last], scales[g], zeros[g]
             for i in range(weights.size):
-                coded[i] = np.uint16(np.int32(min(max(np.rint(weights[i] / s) + z, low), high)))
+                coded[i] = np.int32(min(max(np.rint(weights[i] / s) + z, low), high))
     return codes
 
 
-def _quantize8_numpy(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8:
-    """The same for up to 256 levels, uint8."""
-    return _quantize_numpy(block, scale, zero_point, top, group_size).astype(np.uint8)
-
-
-@jit(twin=_quantize8_numpy)
-def _quantize8(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8:
-    rows, columns = block.shape
-    low, high = np.float32(0), np.float32(top)
-    codes = np.empty((rows, columns), np.uint8)
-    for r in range(rows):
-        row, out, scales, zeros = block[r], codes[r], scale[r], zero_point[r]
-        for g in range(scales.size):
-            first, last = g * group_size, min((g + 1) * group_size, columns)
-            weights, coded, s, z = row[first:last], out[first:last], scales[g], zeros[g]
-            for i in range(weights.size):
-                coded[i] = np.uint8(np.int32(min(max(np.rint(weights[i] / s) + z, low), high)))
-    return codes
-
-
-def quantize(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes8 | Codes16:
+def quantize(block: Block, scale: Block, zero_point: Block, top: int, group_size: int) -> Codes:
     """Return `clip(round(w / scale) + zero_point, 0, top)`: uint8 codes up to 256 levels, uint16 above.
 
     `block` is float32 [rows, columns], `scale` and `zero_point` float32 [rows, groups]. A scale of 0 stands for a
     group of zeros, and is divided by as 1.
     """
     divisor = np.where(scale == 0, np.float32(1), scale)
-    kernel = _quantize8 if top < 256 else _quantize16
-    return kernel(np.ascontiguousarray(block), divisor, zero_point, top, group_size)
+    like: Codes = np.empty(0, np.uint8 if top < 256 else np.uint16)
+    return _quantize(np.ascontiguousarray(block), divisor, zero_point, top, group_size, like)
 
 
-def _dequantize_numpy(codes: Codes8 | Codes16, scale: Block, zero_point: Block, group_size: int) -> Block:
+def _dequantize_numpy(codes: Codes, scale: Block, zero_point: Block, group_size: int) -> Block:
     """Return `(code - zero_point) * scale`, float32 [rows, columns]; a zero is always +0."""
     columns = codes.shape[1]
     weights: Block = codes.astype(np.float32)
@@ -133,7 +112,7 @@ def _dequantize_numpy(codes: Codes8 | Codes16, scale: Block, zero_point: Block, 
 
 
 @jit(twin=_dequantize_numpy)
-def dequantize(codes: Codes8 | Codes16, scale: Block, zero_point: Block, group_size: int) -> Block:
+def dequantize(codes: Codes, scale: Block, zero_point: Block, group_size: int) -> Block:
     rows, columns = codes.shape
     block = np.empty((rows, columns), np.float32)
     for r in range(rows):

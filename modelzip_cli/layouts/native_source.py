@@ -16,7 +16,7 @@ from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.ledger import Ledger
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.strict_json import NotStrict, parse
-from modelzip_cli.containers.tree import Named, Weights, from_json
+from modelzip_cli.containers.tree import Call, Named, Weights, from_json
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.native import (
@@ -57,7 +57,7 @@ class NativeSource:
         try:
             self.records = {record.spec.name: record for record in _records(container, self.manifest)}
             self.metadata, self.outer = _surroundings(self.manifest, self.records)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise BrokenCheckpoint(
                 f"{self.label}: its manifest is malformed: {inert(str(error), longest=200)}"
             ) from None
@@ -199,12 +199,12 @@ def _part_slabs(record: Record, part: Part) -> Iterator[tuple[int, int]]:
 
 def is_native(metadata: Mapping[str, str]) -> bool:
     """Say whether the metadata of a container is that of a native output."""
-    return KEY in metadata
+    return KEY in metadata or DIGEST in metadata  # one flipped bit in a key must not make it another file
 
 
 def _read_manifest(container: Any) -> dict[str, Any]:
     label, metadata = container.file.label, container.metadata
-    text = metadata[KEY]
+    text = metadata.get(KEY, "")
     try:
         manifest = parse(text)
     except NotStrict as error:
@@ -218,7 +218,7 @@ def _read_manifest(container: Any) -> dict[str, Any]:
             f"{label}: written by modelzip {writer} in format {version}; "
             f"this one reads up to {FORMAT_VERSION}: update modelzip"
         )
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST):
+    if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != metadata.get(DIGEST):
         raise BrokenCheckpoint(f"{label}: its manifest does not match its checksum: the file is damaged")
     return dict(manifest)
 
@@ -277,6 +277,8 @@ def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) ->
     kinds = {"name": str, "container": str, "bytes": int, "sha256": str, "metadata": dict}
     if set(source) != set(kinds) or not all(type(source[key]) is kind for key, kind in kinds.items()):
         raise ValueError("the source is not described as it should be")
+    if not 0 <= source["bytes"] < 1 << 62:
+        raise ValueError("the size of the source is out of range")
     metadata = source["metadata"]
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata of the source is not text")
@@ -287,13 +289,20 @@ def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) ->
     around = manifest["outer"]
     if around is None:
         return metadata, None
-    names, ties = tuple(around["names"]), dict(around["ties"])
+    names, ties = around["names"], around["ties"]
+    if not isinstance(names, list) or not isinstance(ties, dict):
+        raise ValueError("names and ties are not a list and a map")
+    if not all(isinstance(name, str) for name in (*names, *ties.values())):
+        raise ValueError("a name is not text")
+    names = tuple(names)
     if len(set(names)) != len(names) or not set(ties) <= set(names) or set(ties) & set(records):
         raise ValueError("a name appears twice")
     if not set(ties.values()) <= set(names) - set(ties) or not set(names) - set(ties) <= set(records):
         raise ValueError("a tie or a name points to no tensor")
     tree = from_json(around["tree"])
     places = list(_places(tree))
+    if any(isinstance(place, Weights) and place.kind == "tensor" and len(names) != 1 for place in places):
+        raise ValueError("several names for one bare tensor")
     if sum(isinstance(place, Weights) for place in places) != 1:
         raise ValueError("there is no single place for the weights")
     if not {place.name for place in places if isinstance(place, Named)} <= set(records) - set(names):
@@ -306,11 +315,11 @@ def _places(tree: Any) -> Iterator[Weights | Named]:
     if isinstance(tree, (Weights, Named)):
         yield tree
     elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _places(value)
-    elif isinstance(tree, (list, tuple)):
+        yield from _places([*tree, *tree.values(), getattr(tree, "_metadata", None)])
+    elif isinstance(tree, (list, tuple, set, frozenset)):
         for value in tree:
             yield from _places(value)
+    elif isinstance(tree, Call):
+        yield from _places(tree.arguments)
     if isinstance(tree, Weights):
-        for _, _, value in tree.others:
-            yield from _places(value)
+        yield from _places([tree.metadata, *(item for _, *pair in tree.others for item in pair)])

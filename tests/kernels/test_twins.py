@@ -52,7 +52,7 @@ def unpacking(draw: st.DrawFn, widths: list[int]) -> Arguments:
 
 
 @st.composite
-def grid(draw: st.DrawFn, tops: list[int], *, codes: type | None = None) -> Arguments:
+def grid(draw: st.DrawFn, tops: list[int], *, codes: type | None = None, into: type | None = None) -> Arguments:
     """A block (or codes), scales and zero points of its groups, the largest code, the group size."""
     top, group_size = draw(st.sampled_from(tops)), draw(GROUP_SIZES)
     block = draw(any_weight(min_side=1))
@@ -63,7 +63,7 @@ def grid(draw: st.DrawFn, tops: list[int], *, codes: type | None = None) -> Argu
         scale = np.full(groups, np.float32(np.abs(block).max() / (top / 2)) or np.float32(1))
     zero_point = draw(hnp.arrays(np.float32, groups, elements=st.integers(0, top).map(float)))
     if codes is None:
-        return block, scale, zero_point, top, group_size
+        return block, scale, zero_point, top, group_size, *([np.empty(0, into)] if into else [])
     return draw(hnp.arrays(codes, block.shape, elements=st.integers(0, top))), scale, zero_point, group_size
 
 
@@ -81,8 +81,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "bitpack._pack_across": packing([3, 5, 6, 7], np.uint8) | packing(list(range(9, 16)), np.uint16),
     "bitpack._unpack_across": unpacking([3, 5, 6, 7, *range(9, 16)]),
     "rounding._ordered_extremes": st.tuples(any_float_bits(min_side=1).map(lambda b: b.view(np.int32)), GROUP_SIZES),
-    "rounding._quantize8": grid([3, 15, 254, 255]),
-    "rounding._quantize16": grid([3, 510, 2**15, 2**16 - 2]),
+    "rounding._quantize": grid([3, 15, 254, 255], into=np.uint8) | grid([510, 2**15, 2**16 - 2], into=np.uint16),
     "rounding.dequantize": grid([3, 15, 255], codes=np.uint8) | grid([510, 2**16 - 2], codes=np.uint16),
     "widen.widen_bf16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.widen_f16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
