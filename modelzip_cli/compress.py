@@ -132,14 +132,10 @@ def run(
     """
     if plan.stored_bytes > KEEP_FREED_BYTES:
         keep_freed_memory()
-    outcome = Outcome()
-    begun: dict[str, dict[str, int]] = {}  # per tensor, where the next slab of each part goes
+    outcome, room = Outcome(), _Room(plan, sink)
     for encoded in _in_order(executor, _tasks(plan, source), window=2 * jobs):
         tensor = encoded.slab.tensor
-        places = begun.get(tensor.spec.name)
-        if places is None:
-            _begin_until(plan, sink, begun, tensor)
-            places = begun[tensor.spec.name]
+        places = room.of(tensor)
         for part in tensor.parts:
             if part.local in encoded.parts:
                 data, crc = encoded.parts[part.local]
@@ -147,8 +143,35 @@ def run(
                 places[part.local] += data.nbytes
         outcome.add(encoded)
         progress(encoded.slab.units * tensor.spec.dtype.unit_bytes)
-    _begin_until(plan, sink, begun, None)
+    room.of_the_rest()
     return outcome
+
+
+class _Room:
+    """Makes room in the sink for the tensors of a plan, in their order, and knows where the next slab goes."""
+
+    def __init__(self, plan: Plan, sink: Sink) -> None:
+        self._waiting, self._sink = deque(plan.tensors), sink
+        self._current: TensorPlan | None = None
+        self._places: dict[str, int] = {}
+
+    def of(self, tensor: TensorPlan) -> dict[str, int]:
+        """Byte offsets in the parts of `tensor`, by local name; tensors before it that have no slabs are begun too."""
+        while self._current is not tensor:
+            self._begin_next()
+        return self._places
+
+    def of_the_rest(self) -> None:
+        """Begin the tensors that are left: those without slabs at the end."""
+        while self._waiting:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        self._current = self._waiting.popleft()
+        parts = () if self._current.tie else self._current.parts
+        self._places = {part.local: 0 for part in parts}
+        for part in parts:
+            self._sink.begin(part.spec)
 
 
 def keep_freed_memory() -> None:
@@ -165,18 +188,6 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_threshold, 64 << 20)
         library.mallopt(trim_threshold, 256 << 20)
         library.mallopt(top_pad, 16 << 20)
-
-
-def _begin_until(plan: Plan, sink: Sink, begun: dict[str, dict[str, int]], tensor: TensorPlan | None) -> None:
-    """Make room for the parts of all tensors up to `tensor`; empty ones have no slab of their own."""
-    for planned in plan.tensors:
-        name = planned.spec.name
-        if name not in begun:
-            begun[name] = {part.local: 0 for part in planned.parts}
-            for part in planned.parts if not planned.tie else ():
-                sink.begin(part.spec)
-        if planned is tensor:
-            return
 
 
 def _tasks(plan: Plan, source: Checkpoint) -> Iterator[Callable[[], list[Encoded]]]:

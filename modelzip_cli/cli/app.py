@@ -91,7 +91,11 @@ def _run(arguments: list[str]) -> int:
         return _stdout_failed(error)
     except OSError as error:
         return _fail(
-            arguments, f"{inert(str(error.filename or 'output'))}: {error.strerror or error}", 1, "os-error", error
+            arguments,
+            f"{inert(str(error.filename or 'standard output'))}: {error.strerror or error}",
+            1,
+            "os-error",
+            error,
         )
     except MemoryError as error:
         return _fail(arguments, "out of memory; try fewer --jobs", 1, "out-of-memory", error)

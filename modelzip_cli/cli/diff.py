@@ -26,7 +26,10 @@ def diff(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two checkpoints tensor by tensor, by name and by value. The first is the reference for the error."""
+    """Compare two checkpoints.
+
+    Tensor by tensor, by name and by value; the first is the reference for the error.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from modelzip_cli.cli.show import show

@@ -13,7 +13,10 @@ def inspect(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a checkpoint holds, from its header: tensors in groups, dtypes, what is beside the weights."""
+    """Say what a checkpoint holds.
+
+    Only its header is read: tensors in groups, dtypes, what is beside the weights.
+    """
     from modelzip_cli.cli.show import show
     from modelzip_cli.cli.values import parse_form
     from modelzip_cli.inspection import inspect_file

@@ -57,10 +57,10 @@ def restore(
     no_progress: NoProgress = False,
     debug: Debug = False,
 ) -> None:
-    """Write plain tensors again: container, nesting and dtypes of the original source.
+    """Write plain tensors again.
 
-    A file that is not compressed is converted, as in `modelzip restore model.bin -o model.safetensors`. Every checksum
-    is verified; a damaged file is refused.
+    Container, nesting and dtypes are those of the original source. A file that is not compressed is converted, as in
+    `modelzip restore model.bin -o model.safetensors`. Every checksum is verified; a damaged file is refused.
     """
     from modelzip_cli.batch import restored_name
     from modelzip_cli.cli.many import run_many, select

@@ -20,7 +20,10 @@ def schemes(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the schemes, or explain one: formula, options, bounds and source."""
+    """List the schemes, or explain one.
+
+    The explanation has the formula, the options, the error bound and the source.
+    """
     from modelzip_cli.cli.show import show
     from modelzip_cli.cli.values import parse_form
     from modelzip_cli.pages import default_blocks, scheme_blocks, scheme_list_blocks

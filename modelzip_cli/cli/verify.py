@@ -23,7 +23,10 @@ def verify(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every checksum of a file; with --against, that its source and its recipe give exactly this file."""
+    """Check that a file is what it claims to be.
+
+    Every checksum is checked; with --against also that source and recipe give exactly this file.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from modelzip_cli.cli.show import show
