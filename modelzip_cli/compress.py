@@ -18,7 +18,7 @@ import numpy as np
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels.sums import Sums, error_sums
-from modelzip_cli.kernels.widen import narrow, widen
+from modelzip_cli.kernels.widen import narrow, rounded
 from modelzip_cli.layouts.native import Record, encode_parts
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
@@ -248,15 +248,14 @@ def encode(slab: Slab, source: Checkpoint, layout: str) -> Encoded:
     codes = scheme.encode(block, params)
     decoded = scheme.decode(codes, params)
     dtype = scheme.plain or spec.dtype
-    stored = narrow(decoded, dtype) if dtype.bits < 32 or layout == "dense" else decoded
-    restored = widen(stored, dtype) if dtype.bits < 32 else decoded
+    restored = rounded(decoded, dtype)
     sums = error_sums(block.reshape(-1), restored.reshape(-1))
     if not Errors(block.size, sums).finite:
         if np.isfinite(block).all():
             raise DoesNotFit(f"{source.file.label}: tensor {inert(spec.name)} does not fit {scheme} in {dtype}")
         raise refuse_nonfinite(source, spec)
     if layout == "dense":
-        return Encoded(slab, {tensor.parts[0].local: _summed(stored)}, sums)
+        return Encoded(slab, {tensor.parts[0].local: _summed(narrow(restored, dtype))}, sums)
     parts = {
         local: _summed(bits)
         for local, bits in encode_parts(scheme, codes, params).items()

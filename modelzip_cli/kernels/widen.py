@@ -83,6 +83,32 @@ def narrow_bf16(bits: Bits32) -> Bits16:
     return narrow_bits
 
 
+def rounded(values: Block, dtype: DType) -> Block:
+    """Return `values` as they are after a trip through `dtype`, float32 of the same shape."""
+    if dtype.bits >= 32:
+        return values
+    if dtype == BF16:
+        return _round_bf16(np.ascontiguousarray(values).view(np.uint32)).view(np.float32)
+    return widen(narrow(values, dtype), dtype)
+
+
+def _round_bf16_numpy(bits: Bits32) -> Bits32:
+    """float32 bits [rows, columns] uint32, rounded to what bf16 can hold, ties to even. NaN is not expected here."""
+    kept: Bits32 = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return kept
+
+
+@jit(twin=_round_bf16_numpy)
+def _round_bf16(bits: Bits32) -> Bits32:
+    kept = np.empty(bits.shape, np.uint32)
+    for r in range(bits.shape[0]):
+        row, out = bits[r], kept[r]
+        for i in range(row.size):
+            x = row[i]
+            out[i] = (x + np.uint32(0x7FFF) + (x >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return kept
+
+
 def _widen_f16_numpy(bits: Bits16) -> Bits32:
     """f16 [rows, columns] uint16 -> float32 bits, uint32 of the same shape. Exact; NaN stays NaN."""
     wide: Bits32 = bits.view(np.float16).astype(np.float32).view(np.uint32)

@@ -86,6 +86,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "widen.widen_bf16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.widen_f16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.narrow_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),
+    "widen._round_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),
     "widen.narrow_f16": any_float_bits().map(lambda bits: (not_nan(bits),)),
     "sums.error_sums": two_slabs(),
     "sums.magnitude_sums": st.tuples(any_weight(min_side=1), GROUP_SIZES),
