@@ -17,7 +17,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WORTH_NUMBA = 40_000_000  # weights; measured by benchmarks/small_run.py
+WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (benchmarks/small_run.py)
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 

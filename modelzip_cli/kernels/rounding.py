@@ -13,46 +13,44 @@ if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
 Codes = NDArray[Any]  # uint8 up to 256 levels, uint16 above
-Ordered = NDArray[np.int32]
+Keys = NDArray[np.int32]
 
 
 def extremes(block: Block, group_size: int) -> tuple[Block, Block]:
-    """Return the smallest and the largest weight of each group: two float32 arrays [rows, groups].
+    """Return the range of each group, widened to hold 0: two float32 arrays [rows, groups], min(w, 0) and max(w, 0).
 
     `block` is float32 [rows, columns]; groups run along a row, the last may be short. A row without columns has none.
     """
-    lowest, highest = _ordered_extremes(np.ascontiguousarray(block).view(np.int32), group_size)
-    return _from_ordered(lowest), _from_ordered(highest)
+    unsigned, signed = _largest_bits(np.ascontiguousarray(block).view(np.int32), group_size)
+    lowest = np.where(unsigned > np.uint32(0x80000000), unsigned, np.uint32(0)).view(np.float32)
+    highest = np.maximum(signed, np.int32(0)).view(np.float32)
+    return lowest, highest
 
 
-def _from_ordered(keys: Ordered) -> Block:
-    values: Block = (keys ^ (keys >> np.int32(31) & np.int32(0x7FFFFFFF))).view(np.float32)
-    return values
+def _largest_bits_numpy(bits: Keys, group_size: int) -> tuple[NDArray[np.uint32], Keys]:
+    """The largest bits of each group of float32 [rows, columns], taken as unsigned and as signed integers.
 
-
-def _ordered_extremes_numpy(bits: Ordered, group_size: int) -> tuple[Ordered, Ordered]:
-    """Extremes as integers that sort like the floats: the bits of float32 [rows, columns], magnitudes of negatives
-    inverted. Floats would not vectorise: their minimum has to look out for NaN."""
-    keys = bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF))
+    Unsigned, the negative weight of largest magnitude wins, if there is one; signed, the largest positive one.
+    Float comparisons would not vectorise, because a minimum has to look out for NaN; these run three times as fast.
+    """
     starts = np.arange(0, bits.shape[1], group_size)
-    return np.minimum.reduceat(keys, starts, axis=1), np.maximum.reduceat(keys, starts, axis=1)
+    return np.maximum.reduceat(bits.view(np.uint32), starts, axis=1), np.maximum.reduceat(bits, starts, axis=1)
 
 
-@jit(twin=_ordered_extremes_numpy)
-def _ordered_extremes(bits: Ordered, group_size: int) -> tuple[Ordered, Ordered]:
+@jit(twin=_largest_bits_numpy)
+def _largest_bits(bits: Keys, group_size: int) -> tuple[NDArray[np.uint32], Keys]:
     rows, columns = bits.shape
     groups = (columns + group_size - 1) // group_size
-    lowest, highest = np.empty((rows, groups), np.int32), np.empty((rows, groups), np.int32)
+    unsigned, signed = np.empty((rows, groups), np.uint32), np.empty((rows, groups), np.int32)
     for r in range(rows):
-        row, low_out, high_out = bits[r], lowest[r], highest[r]
+        row, unsigned_out, signed_out = bits[r], unsigned[r], signed[r]
         for g in range(groups):
             group = row[g * group_size : min((g + 1) * group_size, columns)]
-            low, high = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
+            largest, highest = np.uint32(0), np.int32(-0x80000000)
             for i in range(group.size):
-                key = group[i] ^ (group[i] >> np.int32(31) & np.int32(0x7FFFFFFF))
-                low, high = min(low, key), max(high, key)
-            low_out[g], high_out[g] = low, high
-    return lowest, highest
+                largest, highest = max(largest, np.uint32(group[i])), max(highest, group[i])
+            unsigned_out[g], signed_out[g] = largest, highest
+    return unsigned, signed
 
 
 def spread(values: NDArray[np.float32], group_size: int, columns: int) -> NDArray[np.float32]:

@@ -54,17 +54,22 @@ class Granularity:
 
     def rounded(self, scale: Block, top: Block | np.float32) -> Block:
         """Round `scale` to its stored dtype such that `scale * top` stays finite; a step toward zero where needed."""
-        limit = np.nextafter(np.finfo(np.float32).max / np.maximum(top, np.float32(1)), np.float32(0))
-        scale = scale.clip(-limit, limit)
+        with np.errstate(over="ignore"):
+            is_far_from_the_end = np.abs(scale).max(initial=0) * np.max(top, initial=0) < FLOAT32_MAX / 2
+        if not is_far_from_the_end:
+            limit = np.nextafter(FLOAT32_MAX / np.maximum(top, np.float32(1)), np.float32(0))
+            scale = scale.clip(-limit, limit)
         if self.scale_dtype == F32:
             return scale
         bits = narrow(scale, BF16)
-        with np.errstate(over="ignore"):
-            too_large = ~np.isfinite(widen(bits, BF16) * top)
-        bits[too_large] -= np.uint16(1)
+        if not is_far_from_the_end:
+            with np.errstate(over="ignore"):
+                too_large = ~np.isfinite(widen(bits, BF16) * top)
+            bits[too_large] -= np.uint16(1)
         return widen(bits, BF16)
 
 
+FLOAT32_MAX = np.finfo(np.float32).max
 GROUP = re.compile(r"g([1-9][0-9]{0,8})")
 
 

@@ -115,20 +115,17 @@ class Int(Scheme):
         return np.abs(params["scale"]) * np.float32(1 + reach / 128) + np.float32(self.levels * 2.0**-134)
 
     def _range(self, lowest: Block, highest: Block) -> Params:
-        """Params that cover [lowest, highest], float32 arrays [rows, groups]."""
+        """Params that cover [lowest, highest], which hold 0: float32 arrays [rows, groups]."""
         if not self.asym:
             half = np.float32(self.levels // 2)
             extreme: Block = np.where(highest > -lowest, highest, lowest)
             return {"scale": self.granularity.rounded(extreme / -half, half)}
-        low, high, top = (
-            np.minimum(lowest, np.float32(0)),
-            np.maximum(highest, np.float32(0)),
-            np.float32(self.levels - 1),
-        )
-        scale = self.granularity.rounded(np.subtract(high / top, low / top, dtype=np.float32), np.float32(1))
+        top = np.float32(self.levels - 1)
+        width: Block = np.subtract(highest / top, lowest / top, dtype=np.float32)
+        scale = self.granularity.rounded(width, np.float32(1))
         while True:  # once, but for ranges near the ends of float32, where a decoded code may not overflow
             divisor = np.where(scale == 0, np.float32(1), scale)
-            zero_point = np.rint(-low / divisor).clip(0, top)
+            zero_point = np.rint(-lowest / divisor).clip(0, top)
             safe = self.granularity.rounded(scale, np.maximum(zero_point, top - zero_point))
             if (safe == scale).all():
                 return {"scale": scale, "zero_point": zero_point.astype(np.uint8)}
@@ -168,9 +165,8 @@ class Int(Scheme):
 
     def _broadcast(self, params: Params, rows: int) -> tuple[Block, Block]:
         """Scale and zero point as kernels take them, float32 [rows, groups]."""
-        shape = (rows, params["scale"].shape[1])
-        zero_point = params["zero_point"].astype(np.float32) if self.asym else np.float32(self.levels // 2)
-        return (
-            np.ascontiguousarray(np.broadcast_to(params["scale"], shape)),
-            np.ascontiguousarray(np.broadcast_to(zero_point, shape)),
-        )
+        scale = params["scale"] if len(params["scale"]) == rows else np.repeat(params["scale"], rows, axis=0)
+        if not self.asym:
+            return scale, np.full(scale.shape, self.levels // 2, np.float32)
+        zero_point = params["zero_point"].astype(np.float32)
+        return scale, zero_point if len(zero_point) == rows else np.repeat(zero_point, rows, axis=0)

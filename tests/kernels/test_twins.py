@@ -80,7 +80,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "bitpack._unpack_whole": unpacking([1, 2, 4]),
     "bitpack._pack_across": packing([3, 5, 6, 7], np.uint8) | packing(list(range(9, 16)), np.uint16),
     "bitpack._unpack_across": unpacking([3, 5, 6, 7, *range(9, 16)]),
-    "rounding._ordered_extremes": st.tuples(any_float_bits(min_side=1).map(lambda b: b.view(np.int32)), GROUP_SIZES),
+    "rounding._largest_bits": st.tuples(any_float_bits(min_side=1).map(lambda b: b.view(np.int32)), GROUP_SIZES),
     "rounding._quantize": grid([3, 15, 254, 255], into=np.uint8) | grid([510, 2**15, 2**16 - 2], into=np.uint16),
     "rounding.dequantize": grid([3, 15, 255], codes=np.uint8) | grid([510, 2**16 - 2], codes=np.uint16),
     "widen.widen_bf16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
