@@ -26,7 +26,7 @@ def load_file(path: str | Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
     source = open_source(Path(path))
     if source.compressed:
-        jit.expect(sum(spec.size for spec in source.specs.values()))
+        jit.expect(sum(spec.size for spec in source.specs.values()), jit.DECODING)
     try:
         tensors: dict[str, torch.Tensor] = {}
         ties = source.outer.ties if source.outer else {}

@@ -101,7 +101,8 @@ def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_
     Raises UsageError when the output would pass `most_bytes`, or, without it, what an honest file can ask for.
     """
     scheme = {None: None, "f32": Fp32(), "f16": Fp16(), "bf16": Bf16()}[dtype]
-    jit.expect(sum(spec.size for spec in source.specs.values()) if scheme or source.compressed else 0)
+    if scheme or source.compressed:
+        jit.expect(sum(spec.size for spec in source.specs.values()), jit.DECODING)
     recipe = Recipe(scheme="keep" if scheme is None else str(scheme), layout="dense")
     writes_ties = container == "safetensors"
     ties = source.outer.ties if source.outer else {}

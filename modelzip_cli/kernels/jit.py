@@ -18,6 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (benchmarks/small_run.py)
+DECODING = 1 / 16  # what decoding a weight gains by numba, over what encoding one gains
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 
@@ -29,9 +30,12 @@ class _Work:
     lock = Lock()
 
 
-def expect(weights: int) -> None:
-    """Announce that `weights` more weights will pass through kernels. Numba is loaded by the first call, if at all."""
-    _Work.announced += weights
+def expect(weights: int, share: float = 1) -> None:
+    """Announce that `weights` more weights will pass through kernels. Numba is loaded by the first call, if at all.
+
+    `share`: what a weight gains by it, over what one gains that is encoded.
+    """
+    _Work.announced += int(weights * share)
 
 
 def _is_worth_numba() -> bool:
