@@ -21,6 +21,7 @@ measure "$python" "$here/startup.py" --tmp "$tmp"
 measure "$python" "$here/gaussian.py"
 measure "$python" "$here/task_quality.py" --tmp "$tmp"
 measure "$python" "$here/kernels.py"
+measure "$python" "$here/kernels.py" --keep-memory
 measure env MODELZIP_KERNELS=numpy "$python" "$here/kernels.py"
 measure "$python" "$here/small_run.py" --tmp "$tmp"
 measure "$python" "$here/end_to_end.py" --tmp "$tmp"

@@ -218,7 +218,8 @@ class _Task:
     slabs: tuple[Slab, ...]
 
     def __call__(self) -> list[Encoded]:
-        return [encode(slab, self.source, self.plan.layout) for slab in self.slabs]
+        plain = self.plan.layout == "dense" and self.plan.container == "safetensors"  # a file without any checksum
+        return [encode(slab, self.source, self.plan.layout, summed=not plain) for slab in self.slabs]
 
 
 def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int) -> Iterator[Encoded]:
@@ -236,13 +237,16 @@ def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], 
             future.cancel()
 
 
-def encode(slab: Slab, source: Checkpoint, layout: str) -> Encoded:
-    """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread."""
+def encode(slab: Slab, source: Checkpoint, layout: str, *, summed: bool = True) -> Encoded:
+    """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread.
+
+    Without `summed`, checksums are 0: nobody will look at them.
+    """
     tensor = slab.tensor
     spec, scheme = tensor.spec, tensor.scheme
     if scheme is None:
         bits = source.read(spec.name, slab.first, slab.last)
-        return Encoded(slab, {tensor.parts[0].local: _summed(bits)}, None)
+        return Encoded(slab, {tensor.parts[0].local: _stored(bits, summed)}, None)
     block = read_block(source, spec, slab.first, slab.last)
     params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
     codes = scheme.encode(block, params)
@@ -255,16 +259,16 @@ def encode(slab: Slab, source: Checkpoint, layout: str) -> Encoded:
             raise DoesNotFit(f"{source.file.label}: tensor {inert(spec.name)} does not fit {scheme} in {dtype}")
         raise refuse_nonfinite(source, spec)
     if layout == "dense":
-        return Encoded(slab, {tensor.parts[0].local: _summed(narrow(restored, dtype))}, sums)
+        return Encoded(slab, {tensor.parts[0].local: _stored(narrow(restored, dtype), summed)}, sums)
     parts = {
-        local: _summed(bits)
+        local: _stored(bits, summed)
         for local, bits in encode_parts(scheme, codes, params).items()
         if slab.first == 0 or next(part for part in tensor.parts if part.local == local).per_row
     }
     return Encoded(slab, parts, sums)
 
 
-def _summed(bits: Bits) -> tuple[memoryview, int]:
+def _stored(bits: Bits, summed: bool) -> tuple[memoryview, int]:
     """Bytes and their CRC-32."""
     data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
-    return data, zlib.crc32(data)
+    return data, zlib.crc32(data) if summed else 0

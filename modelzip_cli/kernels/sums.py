@@ -88,10 +88,13 @@ def error_sums(weights: Block, restored: Block) -> Sums:
         for i in range(a.size):
             magnitudes[i] = abs(a[i] - b[i])
         for i in range(a.size):
-            largest = max(largest, keys[i])
+            largest = np.int32(max(largest, keys[i]))
+        strip_before, strip_after = np.int32(0), np.int32(0)  # 32 bits: numba counts in 64, half as many at a time
         for i in range(a.size):
-            before += a[i] == 0
-            after += b[i] == 0
+            strip_before = np.int32(strip_before + np.int32(a[i] == 0))
+            strip_after = np.int32(strip_after + np.int32(b[i] == 0))
+        before += int(strip_before)
+        after += int(strip_after)
     sums = np.zeros(6)
     for lane in range(SLAB_LANES):
         for k in range(3):
