@@ -154,9 +154,14 @@ def test_every_module_says_what_it_is_for(path):
 
 
 LOADED = """
-import atexit, json, sys
+import json, os, sys
 report = sys.argv.pop(1)
-atexit.register(lambda: open(report, "w").write(json.dumps(sorted(sys.modules))))
+leave = os._exit
+def tell_and_leave(code):
+    with open(report, "w") as file:
+        json.dump(sorted(sys.modules), file)
+    leave(code)
+os._exit = tell_and_leave
 from modelzip_cli.cli.app import main
 main()
 """
