@@ -99,7 +99,7 @@ def directory_message(path: Path) -> str:
     name = inert(str(path))
     if is_hugging_face(path):
         return f"{name}: a Hugging Face model directory; this version takes single files: name its .safetensors file"
-    return f"{name}: a directory; -r compresses every checkpoint in it"
+    return f"{name}: a directory; name a file in it (in quantize and restore, -r takes every checkpoint in it)"
 
 
 def is_hugging_face(path: Path) -> bool:

@@ -103,7 +103,7 @@ def test_several_files_give_a_line_each_and_jsonl_an_object_each(modelzip, sampl
 def test_a_directory_without_r_says_what_to_type(modelzip, folder):
     run = modelzip("quantize", folder)
     assert run.exit_code == 2
-    assert "-r compresses every checkpoint in it" in run.stderr
+    assert "-r takes every checkpoint in it" in run.stderr
 
 
 def test_a_link_to_a_folder_above_does_not_loop(modelzip, folder):
