@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.hf_directory import is_hugging_face
 from modelzip_cli.errors import (
     BatchFailed,
     FileNotThere,
@@ -18,10 +20,10 @@ from modelzip_cli.errors import (
     UsageError,
     inert,
 )
+from modelzip_cli.output import SUFFIXES, TORCH_SUFFIXES
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import SCHEMA_VERSION, Report
-from modelzip_cli.single import SUFFIXES, TORCH_SUFFIXES
-from modelzip_cli.source import directory_message, is_hugging_face
+from modelzip_cli.source import directory_message
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def find_inputs(selection: Selection) -> list[Item]:
     """
     found: dict[Path, Item] = {}
     for path in selection.paths:
-        if path.is_dir():
+        if path == STANDARD:
+            items = [Item(path)]
+        elif path.is_dir() and not (is_hugging_face(path) and not selection.recursive):
             if not selection.recursive:
                 raise UsageError(directory_message(path))
             items = [item for item in _walk(path) if _is_wanted(item, selection)]
@@ -116,7 +120,7 @@ def _walk(folder: Path) -> Iterator[Item]:
             yield Item(Path(root, name), folder)
         for name in sorted(files):
             path = Path(root, name)
-            if path.suffix in SUFFIXES or name.endswith(".pth.tar"):
+            if path.suffix in (*SUFFIXES, ".pt2") or name.endswith(".pth.tar"):
                 yield Item(path, folder)
 
 
@@ -137,12 +141,14 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
     """
     if selection.output is not None and len(items) != 1:
         raise UsageError(f"-o names one output, but there are {len(items)} inputs; use --output-dir")
+    if any(item.path == STANDARD for item in items) and (len(items) != 1 or selection.output_dir is not None):
+        raise UsageError("standard input (-) is one input with one output: give -o, or nothing for standard output")
     jobs = [_job(item, selection, name_of) for item in items]
     inputs = {os.path.realpath(item.path): item.path for item in items}
     outputs: dict[str, Path] = {}
     existing = []
     for job in jobs:
-        if job.refused or job.skipped:
+        if job.refused or job.skipped or job.output == STANDARD:
             continue
         real, shown = os.path.realpath(job.output), inert(str(job.output))
         if real in inputs:
@@ -164,12 +170,12 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
 
 
 def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Job:
-    if item.path.is_dir():
-        return Job(item.path, item.path, refused=UsageError(directory_message(item.path)))
     if item.folder is not None and is_modelzip_output(item.path):
         return Job(item.path, item.path, skipped="already compressed by modelzip")
+    if item.path == STANDARD:
+        return Job(STANDARD, selection.output or STANDARD)
     try:
-        name = name_of(item.path)
+        name = "" if selection.output == STANDARD else name_of(item.path)
     except ModelzipError as error:
         return Job(item.path, item.path, refused=error)
     if selection.output is not None:
@@ -179,7 +185,7 @@ def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Jo
     else:
         inside = item.path.parent.relative_to(item.folder) if item.folder is not None else Path()
         output = selection.output_dir / inside / name
-    skipped = "output exists" if selection.skip_existing and os.path.lexists(output) else None
+    skipped = "output exists" if selection.skip_existing and output != STANDARD and os.path.lexists(output) else None
     return Job(item.path, output, skipped=skipped)
 
 
@@ -223,19 +229,25 @@ def summarize(results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def raise_for(results: Sequence[Result]) -> None:
-    """Raise the error of a single job, or BatchFailed when some of many failed."""
+def raise_for(results: Sequence[Result], *, reported: bool = False) -> None:
+    """Raise the error of a single job, or BatchFailed when some of many failed.
+
+    `reported`: nothing more may be said on standard output, where the error stands or the weights go.
+    """
     failed = [result.error for result in results if result.error is not None]
     if failed and len(results) == 1:
+        failed[0].reported = failed[0].reported or reported
         raise failed[0]
     if failed:
         raise BatchFailed(f"{len(failed)} of {len(results)} files failed", reported=True)
 
 
 def derived_name(path: Path, tag: str, suffix: str) -> str:
-    """Source stem + tag + suffix: model.pth, int8, .safetensors -> model.int8.safetensors."""
+    """Stem of the source + tag + suffix: model.pth, int8, .safetensors -> model.int8.safetensors; none of a folder."""
+    if path.is_dir():
+        return f"{Path(os.path.abspath(path)).name}.{tag}"
     name = path.name.removesuffix(".tar") if path.name.endswith(".pth.tar") else path.name
-    stem = name[: -len(Path(name).suffix)] if Path(name).suffix in SUFFIXES else name
+    stem = name[: -len(Path(name).suffix)] if Path(name).suffix in (*SUFFIXES, ".pt2") else name
     return f"{stem}.{tag}{suffix}"
 
 
@@ -259,7 +271,7 @@ def restored_name(path: Path) -> str:
 
 
 def _suffix_like(path: Path) -> str:
-    if path.suffix in SUFFIXES:
+    if path.suffix in SUFFIXES or path.is_dir():
         return path.suffix
     from modelzip_cli.source import open_source
 

@@ -23,7 +23,7 @@ from modelzip_cli.layouts.native import Record, encode_parts
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import Sink
+from modelzip_cli.tensors import ArraySink
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits
@@ -123,9 +123,15 @@ def widest_records(plan: Plan) -> list[Record]:
 
 
 def run(
-    plan: Plan, source: Checkpoint, sink: Sink, *, jobs: int, executor: Executor, progress: Progress = lambda _: None
+    plan: Plan,
+    source: Checkpoint,
+    sink: ArraySink,
+    *,
+    jobs: int,
+    executor: Executor,
+    progress: Progress = lambda _: None,
 ) -> Outcome:
-    """Carry out `plan`: encode every tensor of `source` and write it to `sink`, which the caller commits or aborts.
+    """Carry out `plan`: encode every tensor of `source` and write it to `sink`.
 
     `executor` has `jobs` threads. Raises NonFinite for a treated tensor with NaN or infinity, and what reading and
     writing raise.
@@ -150,7 +156,7 @@ def run(
 class _Room:
     """Makes room in the sink for the tensors of a plan, in their order, and knows where the next slab goes."""
 
-    def __init__(self, plan: Plan, sink: Sink) -> None:
+    def __init__(self, plan: Plan, sink: ArraySink) -> None:
         self._waiting, self._sink = deque(plan.tensors), sink
         self._current: TensorPlan | None = None
         self._places: dict[str, int] = {}

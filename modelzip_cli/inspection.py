@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.report import SCHEMA_VERSION
-from modelzip_cli.source import Checkpoint, open_source
+from modelzip_cli.source import Checkpoint, files_of, open_source
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,12 @@ def inspect_file(path: Path, *, key: str | None = None) -> Inspection:
 
 
 def _describe(source: Checkpoint) -> Inspection:
-    native = source if isinstance(source, NativeSource) else None
+    native = [file for file in files_of(source) if isinstance(file, NativeSource)]
+    records = {name: record for file in native for name, record in file.records.items()}
     ties = source.outer.ties if source.outer else {}
     tensors = []
     for name, spec in (*source.specs.items(), *source.beside.items()):
-        record = native.records.get(ties.get(name, name)) if native else None
+        record = records.get(ties.get(name, name))
         stored = sum(part.spec.bytes for part in record.parts) if record else spec.bytes
         scheme = str(record.scheme) if record and record.scheme else None
         tied_to = ties.get(name)
@@ -112,9 +113,6 @@ def _describe(source: Checkpoint) -> Inspection:
                 name in source.specs,
             )
         )
-    manifest = None
-    if native:
-        manifest = {key: native.manifest[key] for key in ("format_version", "modelzip", "recipe", "source", "dropped")}
     return Inspection(
         inert(str(source.file.path)),
         source.container,
@@ -124,9 +122,24 @@ def _describe(source: Checkpoint) -> Inspection:
         tuple(tensors),
         _extras(source.outer.tree) if source.outer else {},
         dict(source.metadata),
-        manifest,
+        _manifest(source, native),
         source.warnings,
     )
+
+
+def _manifest(source: Checkpoint, native: Sequence[NativeSource]) -> dict[str, Any] | None:
+    """What the manifest says of the whole file; of a directory, the first one's, and all sources counted together."""
+    if not native:
+        return None
+    keys = ("format_version", "modelzip", "recipe", "source", "dropped")
+    manifest = {key: native[0].manifest[key] for key in keys}
+    if len(native) > 1 or native[0] is not source:
+        names = [str(file.manifest["source"]["name"]) for file in native]
+        name = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        size = sum(file.manifest["source"]["bytes"] for file in native)
+        manifest["source"] = {**manifest["source"], "name": name, "bytes": size}
+        manifest["dropped"] = [name for file in native for name in file.manifest["dropped"]]
+    return manifest
 
 
 def _extras(tree: Tree, path: tuple[str, ...] = ()) -> dict[str, str]:

@@ -89,7 +89,7 @@ def plan_compression(source: Checkpoint, recipe: Recipe, *, command: str, contai
     if not recipe.keep_extras:
         beside, dropped = [], tuple(source.beside.values())
     tensors = _with_parts([*tensors, *beside], recipe.layout, container)
-    outer, warnings = _outer_of(source, recipe.layout, container)
+    outer, warnings = outer_of(source, recipe.layout, container)
     if not any(tensor.scheme for tensor in tensors):
         warnings += ("nothing to treat: every tensor is kept as it is; -v says why",)
     return Plan(command, recipe, container, tuple(tensors), dropped, outer, source.metadata, source.warnings + warnings)
@@ -113,7 +113,7 @@ def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_
         tie = None if writes_ties else ties.get(name)
         tensors.append(TensorPlan(spec, cast, "restored", (), params, tie))
     tensors += [TensorPlan(spec, None, "beside the weights", ()) for spec in source.beside.values()]
-    outer, warnings = _outer_of(source, "dense", container)
+    outer, warnings = outer_of(source, "dense", container)
     plan = Plan(
         "restore",
         recipe,
@@ -134,7 +134,7 @@ def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_
     return plan
 
 
-def _outer_of(source: Checkpoint, layout: str, container: str) -> tuple[Outer | None, tuple[str, ...]]:
+def outer_of(source: Checkpoint, layout: str, container: str) -> tuple[Outer | None, tuple[str, ...]]:
     """What stands around the weights in the output, and a warning when the container has no place for it."""
     outer = source.outer
     if container == "torch" and layout == "dense":

@@ -15,20 +15,17 @@ from typing import Any
 
 from modelzip_cli import __version__
 from modelzip_cli.compare import Errors
-from modelzip_cli.compress import Outcome, run, widest_records
-from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
-from modelzip_cli.errors import CannotWrite, GateFailed, OutputExists, OutputIsSource, UsageError, inert
-from modelzip_cli.layouts.native import BITPACK, build_manifest, manifest_metadata
+from modelzip_cli.compress import Outcome, run
+from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.errors import CannotWrite, GateFailed, inert
+from modelzip_cli.layouts.native import BITPACK
+from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.source import Checkpoint, open_source
-from modelzip_cli.tensors import Sink
 
-TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 METRICS = ("sqnr", "sqnr-min", "cosine")
-PLAIN_METADATA = {"format": "pt"}  # what loaders of safetensors files expect of weights that came from torch
 
 Begin = Callable[[str, int], Callable[[int], None]]  # told a label and the bytes to come; returns the progress callback
 
@@ -57,34 +54,22 @@ class Settings:
     limits: Limits = Limits()
     begin: Begin = no_progress
 
+    def check_output(self, source: Path, output: Path) -> None:
+        """Refuse, before any work, an output that would harm something or cannot be made."""
+        check_output(source, output, force=self.force, dry_run=self.dry_run, make_folders=self.make_folders)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The output of a run: its path, and what is made there: safetensors, torch or hf-directory."""
+
+    path: Path
+    container: str
+
 
 def default_jobs() -> int:
     """All cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def container_of(path: Path) -> str:
-    """The container that the suffix of an output asks for. Raises UsageError for any other."""
-    if path.suffix == ".safetensors":
-        return "safetensors"
-    if path.suffix in TORCH_SUFFIXES:
-        return "torch"
-    raise UsageError(f"{inert(str(path))}: the suffix of an output says its container: {', '.join(SUFFIXES)}")
-
-
-def check_output(source: Path, output: Path, settings: Settings) -> None:
-    """Refuse, before any work, an output that would harm something or cannot be made."""
-    shown = inert(str(output))
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputIsSource(f"{shown} is the source itself; sources are never changed: choose another -o")
-    if (output.exists() or output.is_symlink()) and not (settings.force or settings.dry_run):
-        raise OutputExists(f"{shown} exists; -f replaces it")
-    if output.exists() and not output.is_file():
-        raise UsageError(f"{shown} is not a regular file")
-    if len(os.fsencode(output.name)) > 255:
-        raise UsageError(f"{shown}: the name is longer than 255 bytes")
-    if not output.parent.is_dir() and not settings.make_folders:
-        raise CannotWrite(f"{shown}: the folder {inert(str(output.parent))} does not exist")
 
 
 def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str) -> Report:
@@ -93,14 +78,15 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     Raises what opening, planning and writing raise, and GateFailed when a limit is not met; nothing is left then.
     """
     started = time.monotonic()
-    container = container_of(output)
+    container = container_of(path, output)
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
-        check_output(path, output, settings)
+        settings.check_output(path, output)
         recipe.check_patterns(list(source.specs), source.file.label)
         with _threads(settings.jobs) as executor:
-            plan = plan_compression(source, recipe, command=command, container=container, executor=executor)
-            return _carry_out(plan, source, output, settings, executor, started)
+            of_files = file_container(source, container, recipe.layout)
+            plan = plan_compression(source, recipe, command=command, container=of_files, executor=executor)
+            return _carry_out(plan, source, Target(output, container), settings, executor, started)
     finally:
         source.close()
 
@@ -108,13 +94,14 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
 def restore_file(path: Path, output: Path, settings: Settings, *, dtype: str | None, most_bytes: int | None) -> Report:
     """Write the checkpoint at `path` as plain tensors into `output`, in the container that its suffix asks for."""
     started = time.monotonic()
-    container = container_of(output)
+    container = container_of(path, output)
     source = open_source(path, keep_extras=True)
     try:
-        check_output(path, output, settings)
-        plan = plan_restore(source, container=container, dtype=dtype, most_bytes=most_bytes)
+        settings.check_output(path, output)
+        of_files = file_container(source, container, "dense")
+        plan = plan_restore(source, container=of_files, dtype=dtype, most_bytes=most_bytes)
         with _threads(settings.jobs) as executor:
-            return _carry_out(plan, source, output, settings, executor, started)
+            return _carry_out(plan, source, Target(output, container), settings, executor, started)
     finally:
         source.close()
 
@@ -124,13 +111,15 @@ def _threads(jobs: int) -> ThreadPoolExecutor:
 
 
 def _carry_out(
-    plan: Plan, source: Checkpoint, output: Path, settings: Settings, executor: Executor, started: float
+    plan: Plan, source: Checkpoint, target: Target, settings: Settings, executor: Executor, started: float
 ) -> Report:
     if settings.dry_run:
-        return _report(plan, source, output, planned_size(plan, source), None, started)
-    with _folder(output.parent, make=settings.make_folders):
-        _check_space(plan, output)
-        return _write(plan, source, output, settings, executor, started)
+        return _report(plan, source, target, planned_size(plan, source, target.container), None, started)
+    if target.path == STANDARD:
+        return _write(plan, source, target, settings, executor, started)
+    with _folder(target.path.parent, make=settings.make_folders):
+        _check_space(plan, target.path)
+        return _write(plan, source, target, settings, executor, started)
 
 
 @contextmanager
@@ -151,70 +140,24 @@ def _folder(folder: Path, *, make: bool) -> Iterator[None]:
 
 
 def _write(
-    plan: Plan, source: Checkpoint, output: Path, settings: Settings, executor: Executor, started: float
+    plan: Plan, source: Checkpoint, target: Target, settings: Settings, executor: Executor, started: float
 ) -> Report:
-    sink = _open_sink(plan, source, output, settings.force)
+    output = open_output(plan, source, target.path, target.container, replace=settings.force)
     try:
         total = sum(tensor.spec.bytes for tensor in plan.tensors if not tensor.tie)
-        progress = settings.begin(inert(str(source.file.path)), total)
-        outcome = run(plan, source, sink, jobs=settings.jobs, executor=executor, progress=progress)
+        progress = settings.begin(source.file.label, total)
+        outcome = run(plan, source, output, jobs=settings.jobs, executor=executor, progress=progress)
         source.finish()
-        size = sink.finish(output_metadata(plan, source, outcome), plan.outer if plan.layout == "dense" else None)
-        report = _report(plan, source, output, size, outcome, started)
+        size = output.finish(outcome)
+        report = _report(plan, source, target, size, outcome, started)
         report = replace(report, gates=check_gates(report, size, settings.limits))
         failed = [gate for gate in report.gates if not gate.passed]
         if failed:
-            raise GateFailed(f"{inert(str(output))}: {'; '.join(map(describe_gate, failed))}; nothing was written")
-        sink.commit()
+            raise GateFailed(f"{inert(str(target.path))}: {'; '.join(map(describe_gate, failed))}; nothing was written")
+        output.commit()
         return report
     finally:
-        sink.abort()
-
-
-def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> dict[str, str]:
-    """The text pairs of the output: those of the source and, in the native layout, the manifest.
-
-    `outcome` None: with figures as wide as they can become.
-    """
-    if plan.layout == "dense":
-        return dict(plan.metadata or PLAIN_METADATA)
-    manifest = build_manifest(
-        modelzip=__version__,
-        recipe=plan.recipe.to_json(),
-        source={
-            "name": source.file.path.name.encode("utf-8", "replace").decode(),
-            "container": source.container,
-            "bytes": source.file.size,
-            "sha256": source.sha256,
-        },
-        outer=plan.outer,
-        metadata=plan.metadata,
-        dropped=[spec.name for spec in plan.dropped],
-        records=widest_records(plan) if outcome is None else outcome.records(plan),
-    )
-    return {**plan.metadata, **manifest_metadata(manifest)}
-
-
-def header_bytes(plan: Plan, source: Checkpoint) -> int:
-    """Space for the header of a safetensors output: enough for any figures."""
-    specs = [part.spec for tensor in plan.tensors if not tensor.tie for part in tensor.parts]
-    return len(header_text(specs, output_metadata(plan, source, None)).encode())
-
-
-def planned_size(plan: Plan, source: Checkpoint) -> int:
-    """Bytes of the output file: exact for safetensors; a torch file adds some 150 bytes a tensor."""
-    if plan.container == "safetensors":
-        reserved = SafetensorsSink.reserved(header_bytes(plan, source))
-        return 8 + reserved + plan.stored_bytes
-    return plan.stored_bytes + len(output_metadata(plan, source, None)) + 256 * len(plan.tensors)
-
-
-def _open_sink(plan: Plan, source: Checkpoint, output: Path, force: bool) -> Sink:
-    if plan.container == "torch":
-        from modelzip_cli.containers.torch_file import TorchSink
-
-        return TorchSink(output, replace=force)
-    return SafetensorsSink(output, replace=force, header_bytes=header_bytes(plan, source))
+        output.abort()
 
 
 def _check_space(plan: Plan, output: Path) -> None:
@@ -247,7 +190,9 @@ def describe_gate(gate: Gate) -> str:
     return f"{gate.metric} is {gate.value:.6g}, --fail-under asks for {gate.limit:g}"
 
 
-def _report(plan: Plan, source: Checkpoint, output: Path, size: int, outcome: Outcome | None, started: float) -> Report:
+def _report(
+    plan: Plan, source: Checkpoint, target: Target, size: int, outcome: Outcome | None, started: float
+) -> Report:
     rows = [_row(tensor, outcome.errors(tensor) if outcome else None) for tensor in plan.tensors]
     rows += [
         TensorRow(
@@ -280,8 +225,8 @@ def _report(plan: Plan, source: Checkpoint, output: Path, size: int, outcome: Ou
         warnings += ("the source was compressed before: its errors and the new ones add up",)
     if size > source.file.size and plan.command != "restore":
         warnings += (f"the output is larger than the source by {size - source.file.size:,} bytes",)
-    path = inert(str(output))
-    written = Side(path, plan.container, size, len(stored), 0, layout=plan.layout)
+    path = inert(str(target.path))
+    written = Side(path, target.container, size, len(stored), 0, layout=plan.layout)
     extra: dict[str, Any] = {} if outcome else {"planned": {"path": path, "bytes": size}}
     return Report(
         command=plan.command,

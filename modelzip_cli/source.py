@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.hf_directory import HfDirectory, is_hugging_face, list_model
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
@@ -19,6 +22,8 @@ FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" ar
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
+    (b"BZh", "bzip2-compressed; unpack it first"),
+    (b"\xfd7zXZ", "xz-compressed; unpack it first"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it first"),
     (b"\x7fELF", "a program"),
@@ -26,9 +31,25 @@ FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" ar
     (b"<!DOCTYPE", "an HTML page: the download went wrong"),
     (b"<!doctype", "an HTML page: the download went wrong"),
     (b"<html", "an HTML page: the download went wrong"),
+    (b"{", "a JSON text, not a checkpoint; of an index, give the directory that it is in"),
 )
-LEGACY_TORCH = (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",)  # the magic number of torch before 1.6, pickled
-ACCEPTED = "modelzip reads .safetensors and torch zip files (.pth, .pt, .bin, .ckpt)"
+TAR_MAGIC = 257, b"ustar"
+ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[ -~]{3,}|[\x12\x1a\x22\x2a\x32\x3a])", re.DOTALL)
+CTRANSLATE2 = re.compile(rb"[\x01-\x20]\0\0\0[\x02-\x40]\0[A-Z][A-Za-z0-9]+\0")
+ACCEPTED = "modelzip reads .safetensors, files of torch (.pth, .pt, .bin, .ckpt, .pt2) and Hugging Face directories"
+
+
+class Place(Protocol):
+    """Where a checkpoint lies: a file, or a directory, whose `size` is that of the files with weights."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 class Checkpoint(Source, Protocol):
@@ -38,7 +59,6 @@ class Checkpoint(Source, Protocol):
     state dict. `compressed`: modelzip wrote it, and reading decodes. `sha256` is that of the header or the pickle.
     """
 
-    file: SourceFile
     container: str
     compressed: bool
     sha256: str
@@ -46,18 +66,34 @@ class Checkpoint(Source, Protocol):
     warnings: tuple[str, ...]
 
     @property
+    def file(self) -> Place:
+        """Where it lies."""
+
+    @property
     def beside(self) -> Mapping[str, TensorSpec]:
         """Tensors that are not weights, readable like them."""
 
 
 def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False) -> Checkpoint:
-    """Open the checkpoint at `path`; a compressed one reads as the weights that it stands for.
+    """Open the checkpoint at `path`, `-` being standard input; a compressed one reads as the weights it stands for.
 
     Raises BrokenCheckpoint for a damaged file, UnsupportedCheckpoint for another kind of file, UnsafeInput where only
-    code from the file could give the weights, UsageError for a directory or a `key` that names no state dict.
+    code from the file could give the weights, UsageError for other directories or a `key` that names no state dict.
     """
-    if os.path.isdir(path):
-        raise UsageError(directory_message(path))
+    if path != STANDARD and os.path.isdir(path):
+        if not is_hugging_face(path):
+            raise UsageError(directory_message(path))
+        return HfDirectory(list_model(path), lambda shard: open_file(shard, key, keep_extras))
+    return open_file(path, key, keep_extras)
+
+
+def files_of(source: Checkpoint) -> tuple[Checkpoint, ...]:
+    """The checkpoint itself, or the shards of a directory."""
+    return tuple(source.shards.values()) if isinstance(source, HfDirectory) else (source,)
+
+
+def open_file(path: Path, key: str | None, keep_extras: bool) -> Checkpoint:
+    """Open a single file as `open_source` does."""
     file = SourceFile(path)
     try:
         container = _open_container(file, key, keep_extras)
@@ -68,40 +104,59 @@ def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False
 
 
 def _open_container(file: SourceFile, key: str | None, keep_extras: bool) -> Checkpoint:
-    start = file.read(0, min(file.size, 32))
+    start = file.read(0, min(file.size, 512))
     if not start:
         raise BrokenCheckpoint(f"{file.label}: the file is empty")
     if start.startswith(b"PK\x03\x04"):
-        from modelzip_cli.containers.torch_file import TorchFile
-
-        return TorchFile(file, key=key, keep_extras=keep_extras)
+        return _open_zip(file, key, keep_extras)
     length = int.from_bytes(start[:8], "little")
     is_header = start[8:9] == b"{" and 8 + length <= file.size  # a length may begin like the magic of another format
-    for magic, what in FOREIGN:
-        if start.startswith(magic) and not is_header:
-            raise UnsupportedCheckpoint(f"{file.label}: {what}; {ACCEPTED}")
-    if start.startswith(LEGACY_TORCH):
-        raise UnsupportedCheckpoint(
-            f"{file.label}: the torch format from before version 1.6; this version does not read it: "
-            "load it and save it again with a newer torch"
-        )
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not is_header:
-        raise UnsupportedCheckpoint(f"{file.label}: a bare pickle, not a checkpoint; {ACCEPTED}")
-    if len(start) >= 9 and start[8:9] != b"{" and length > file.size:
-        raise UnsupportedCheckpoint(f"{file.label}: not a checkpoint that modelzip knows; {ACCEPTED}")
+    if not is_header:
+        if start[:1] == b"\x80":
+            from modelzip_cli.containers.torch_file import TorchFile
+            from modelzip_cli.containers.torch_legacy import is_legacy, read_legacy
+
+            if is_legacy(start):
+                return TorchFile(file, read_legacy(file), key=key, keep_extras=keep_extras)
+        what = _foreign(start)
+        if what is not None or (start[8:9] != b"{" and length > file.size):
+            raise UnsupportedCheckpoint(f"{file.label}: {what or 'not a checkpoint that modelzip knows'}; {ACCEPTED}")
     if key is not None:
         raise UsageError(f"{file.label}: --key chooses inside torch files; a safetensors file has no nesting")
     return SafetensorsFile(file)
 
 
+def _open_zip(file: SourceFile, key: str | None, keep_extras: bool) -> Checkpoint:
+    from modelzip_cli.containers.torch_export import is_export, read_export
+    from modelzip_cli.containers.torch_file import TorchFile
+    from modelzip_cli.containers.torch_zip import read_zip
+    from modelzip_cli.containers.zip_file import read_directory
+
+    entries = read_directory(file)
+    archive = read_export(file, entries) if is_export(entries) else read_zip(file, entries)
+    return TorchFile(file, archive, key=key, keep_extras=keep_extras)
+
+
+def _foreign(start: bytes) -> str | None:
+    """What a file that is no checkpoint looks like from its first bytes."""
+    for magic, what in FOREIGN:
+        if start.startswith(magic):
+            return what
+    place, magic = TAR_MAGIC
+    if start[place : place + len(magic)] == magic:
+        return "a tar archive (torch 0.1 wrote such files); unpack it, or save it again with a newer torch"
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "a bare pickle, not a checkpoint"
+    if ONNX.match(start):
+        return "an ONNX model"
+    if CTRANSLATE2.match(start):
+        return "a CTranslate2 model"
+    return None
+
+
 def directory_message(path: Path) -> str:
     """Why a directory is not taken as it is, and what to do."""
-    name = inert(str(path))
-    if is_hugging_face(path):
-        return f"{name}: a Hugging Face model directory; this version takes single files: name its .safetensors file"
-    return f"{name}: a directory; name a file in it (in quantize and restore, -r takes every checkpoint in it)"
-
-
-def is_hugging_face(path: Path) -> bool:
-    """Say whether a directory is one model with its configuration or its shards."""
-    return (path / "config.json").is_file() or any(path.glob("*.index.json"))
+    return (
+        f"{inert(str(path))}: a directory, but no Hugging Face model; name a file in it "
+        "(in quantize and restore, -r takes every checkpoint in it)"
+    )

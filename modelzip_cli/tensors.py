@@ -146,14 +146,18 @@ class Source(Protocol):
         """Close the file."""
 
 
-class Sink(Protocol):
-    """Takes named arrays one after the other and makes a file of them that appears whole or not at all."""
+class ArraySink(Protocol):
+    """Takes named arrays one after the other."""
 
     def begin(self, spec: TensorSpec) -> None:
         """Make room for the next array."""
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
         """Put `data` at byte `offset` of array `name`; pieces of one array come in order. `crc`: its CRC-32."""
+
+
+class Sink(ArraySink, Protocol):
+    """Makes a file of the arrays that appears whole or not at all."""
 
     def finish(self, metadata: Mapping[str, str], outer: Any) -> int:
         """Write what comes last (header, pickle, directory), bring all to the disk, return the size of the file.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modelzip_cli.compress import run
 from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import plan_compression
 from modelzip_cli.recipe import Recipe
-from modelzip_cli.source import Checkpoint, open_source
+from modelzip_cli.source import Checkpoint, files_of, open_source
 from modelzip_cli.tensors import TensorSpec
 
 
@@ -35,13 +33,6 @@ class NullSink:
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None: ...
 
-    def finish(self, metadata: Mapping[str, str], outer: Any) -> int:
-        return 0
-
-    def commit(self) -> None: ...
-
-    def abort(self) -> None: ...
-
 
 def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Executor) -> Verification:
     """Read all of the file at `path` and check it; with `against`, derive it again from that source and compare.
@@ -51,21 +42,29 @@ def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Execut
     """
     source = open_source(path)
     try:
-        if isinstance(source, NativeSource):
-            found = list(source.verify())
-            bad = [(name, problem) for name, _, problems in found for problem in problems]
-            if against is not None and not bad:
-                bad = _replay(source, against, jobs, executor)
-            return _result(source, len(found), bad, against)
-        if against is not None:
+        native = [file for file in files_of(source) if isinstance(file, NativeSource)]
+        if not source.compressed and against is not None:
             raise UsageError(f"{source.file.label}: not compressed by modelzip, so there is no recipe to replay")
-        for name, spec in source.specs.items():
-            for start, stop in spec.unit_slabs():
-                source.read(name, start, stop)
-        source.finish()
-        return _result(source, len(source.specs), [], None)
+        found = [item for file in native for item in file.verify()]
+        bad = [(name, problem) for name, _, problems in found for problem in problems]
+        checked = len(found)
+        for file in files_of(source):
+            if not isinstance(file, NativeSource):
+                checked += _read_all(file)
+        if against is not None and not bad:
+            bad = _replay(source, native, against, jobs, executor)
+        return _result(source, checked, bad, against)
     finally:
         source.close()
+
+
+def _read_all(source: Checkpoint) -> int:
+    """Read every tensor, which checks what checksums the container has; return how many there are."""
+    for name, spec in source.specs.items():
+        for start, stop in spec.unit_slabs():
+            source.read(name, start, stop)
+    source.finish()
+    return len(source.specs)
 
 
 def _result(source: Checkpoint, checked: int, bad: list[tuple[str, str]], against: Path | None) -> Verification:
@@ -73,24 +72,26 @@ def _result(source: Checkpoint, checked: int, bad: list[tuple[str, str]], agains
     return Verification(inert(str(source.file.path)), checked, tuple(bad), source.compressed, shown)
 
 
-def _replay(native: NativeSource, against: Path, jobs: int, executor: Executor) -> list[tuple[str, str]]:
+def _replay(
+    compressed: Checkpoint, native: list[NativeSource], against: Path, jobs: int, executor: Executor
+) -> list[tuple[str, str]]:
     """Run the recipe of the file again and compare every manifest entry: checksums and figures."""
-    recipe = Recipe.from_json(native.manifest["recipe"], native.label)
+    recipe = Recipe.from_json(native[0].manifest["recipe"], native[0].label)
     source = open_source(against, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
-        claimed = native.manifest["source"]
-        if (source.sha256, source.file.size) != (claimed["sha256"], claimed["bytes"]):
-            return [("(source)", f"{source.file.label} is not the file that it says it was made from")]
-        plan = plan_compression(source, recipe, command="verify", container=native.container, executor=executor)
+        claimed = [(file.manifest["source"]["sha256"], file.manifest["source"]["bytes"]) for file in native]
+        whole, in_files = ([(file.sha256, file.file.size) for file in files] for files in ([source], files_of(source)))
+        if claimed not in (whole, in_files):  # a directory may have become one file, or a file for each of its own
+            return [("(source)", f"{source.file.label} is not what {compressed.file.label} says it was made from")]
+        plan = plan_compression(source, recipe, command="verify", container=native[0].container, executor=executor)
         outcome = run(plan, source, NullSink(), jobs=jobs, executor=executor)
         source.finish()
         derived = {record.spec.name: record.to_json() for record in outcome.records(plan)}
     finally:
         source.close()
-    stored = native.manifest["tensors"]
-    names = [*stored, *(name for name in derived if name not in stored)]
+    stored = {name: entry for file in native for name, entry in file.manifest["tensors"].items()}
     return [
         (name, "differs from what its source and recipe give")
-        for name in names
+        for name in dict.fromkeys((*stored, *derived))
         if stored.get(name) != derived.get(name)
     ]

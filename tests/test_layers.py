@@ -26,6 +26,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("plan",),
     ("compress",),
     ("diff", "verify", "inspection", "grouping"),
+    ("output",),
     ("single",),
     ("batch", "render"),
     ("pages",),

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from modelzip_cli.cli.show import form_for, show
-from modelzip_cli.errors import UsageError
+from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.errors import UsageError, inert
 
 if TYPE_CHECKING:
     from modelzip_cli.batch import Job, Result, Selection
@@ -62,18 +63,20 @@ def run_many(
     items = find_inputs(selection)
     jobs = plan_jobs(items, selection, name_of)
     single = len(jobs) == 1 and not selection.recursive
-    form = form_for(form)
+    sends = single and jobs[0].output == STANDARD  # the report then goes where it does not mix with the weights
+    stream = sys.stderr if sends and not settings.dry_run else sys.stdout
+    form = form_for(form, stream)
     results: list[Result] = []
     with progress(shown=progress_shown) as begin:
         for result in run_jobs(jobs, lambda job: do(job, replace(settings, begin=begin))):
             results.append(result)
             if quiet:
-                if result.report is not None and result.report.output is not None:
+                if not sends and result.report is not None and result.report.output is not None:
                     print(result.job.output)
             elif not single:
                 _show_line(result, form)
     if single and results and results[0].error is None and not quiet:
-        _show_single(results[0], form, verbose=verbose)
+        _show_single(results[0], form, stream, verbose=verbose)
     elif not quiet and not single:
         summary = summarize(results)
         if form == "json":
@@ -85,20 +88,20 @@ def run_many(
             from modelzip_cli.pages import batch_summary
 
             print(batch_summary(summary))
-    raise_for(results)
+    raise_for(results, reported=sends or not single)
 
 
-def _show_single(result: Result, form: str, *, verbose: bool) -> None:
+def _show_single(result: Result, form: str, stream: TextIO, *, verbose: bool) -> None:
     report = result.report
     if report is None:
         if form in ("json", "jsonl"):
             print(json.dumps(result.to_json()))
         else:
-            print(f"{result.job.output}: {result.job.skipped}")
+            print(f"{inert(str(result.job.output))}: {result.job.skipped}")
         return
     from modelzip_cli.pages import report_blocks
 
-    show(form, report.to_json, lambda: report_blocks(report, verbose=verbose))
+    show(form, report.to_json, lambda: report_blocks(report, verbose=verbose), stream)
 
 
 def _show_line(result: Result, form: str) -> None:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from modelzip_cli.render import Block
 
 
-def form_for(form: str) -> str:
+def form_for(form: str, stream: TextIO) -> str:
     """auto: rich on a terminal, plain in a pipe."""
     if form != "auto":
         return form
-    return "rich" if sys.stdout.isatty() else "plain"
+    return "rich" if stream.isatty() else "plain"
 
 
-def show(form: str, values: Callable[[], Any], blocks: Callable[[], Sequence[Block]]) -> None:
-    """Print JSON values or blocks; only what is asked for is made."""
-    form = form_for(form)
+def show(
+    form: str, values: Callable[[], Any], blocks: Callable[[], Sequence[Block]], stream: TextIO | None = None
+) -> None:
+    """Print JSON values or blocks, on standard output if no `stream` is given; only what is asked for is made."""
+    stream = stream or sys.stdout
+    form = form_for(form, stream)
     if form in ("json", "jsonl"):
-        print(json.dumps(values(), allow_nan=False, indent=None if form == "jsonl" else 1))
+        print(json.dumps(values(), allow_nan=False, indent=None if form == "jsonl" else 1), file=stream)
         return
     from modelzip_cli.render import write_blocks
 
-    write_blocks(blocks(), form, sys.stdout)
+    write_blocks(blocks(), form, stream)

@@ -8,12 +8,15 @@ import fcntl
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
 from modelzip_cli.errors import CannotWrite, OutputExists, inert
 
+STANDARD = Path("-")  # standard input or output
+PIECE = 1 << 20
 PREFIX, SUFFIX = ".modelzip-", ".tmp"
 TEMPORARY = re.compile(re.escape(PREFIX) + r"\d+-[0-9a-f]{16}" + re.escape(SUFFIX))
 
@@ -39,7 +42,7 @@ class AtomicFile:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link keeps pointing where it did
         self._target = target
         remove_stale(target.parent)
-        self._temporary = target.parent / f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
+        self._temporary = target.parent / _temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor: int | None = None
         try:
@@ -51,12 +54,8 @@ class AtomicFile:
             self.abort()
             raise
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CannotWrite(f"{inert(str(self.path))}: cannot write: {error.strerror or error}") from error
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _errors_of(inert(str(self.path)))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put `data` at `offset` of the file; short writes and interrupts are continued."""
@@ -130,11 +129,171 @@ class AtomicFile:
             os.close(descriptor)
 
 
+class AtomicFolder:
+    """A folder that is filled under a temporary name and renamed when `commit` is called.
+
+    Replacing one that exists takes two renames: a crash between them leaves the old one as `.NAME.replaced-...`.
+    """
+
+    def __init__(self, path: Path, *, replace: bool) -> None:
+        self.path = path
+        self._replace = replace
+        parent = Path(os.path.realpath(path.parent))
+        self._target = parent / path.name
+        remove_stale(parent)
+        self._temporary = parent / _temporary_name()
+        self._descriptor: int | None = None
+        try:
+            with self._errors():
+                os.mkdir(self._temporary)
+                _live.add(self._temporary)
+                self._descriptor = os.open(self._temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return _errors_of(inert(str(self.path)))
+
+    def inside(self, name: str) -> Path:
+        """Where a file of the folder is written before the commit."""
+        return self._temporary / name
+
+    def copy(self, source: Path, name: str) -> None:
+        """Copy the file at `source` to `name`, a path inside the folder; subfolders are made."""
+        import shutil
+
+        target = self._temporary / name
+        with self._errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(source, "rb") as reading, open(target, "xb") as writing:
+                shutil.copyfileobj(reading, writing, PIECE)
+                writing.flush()
+                os.fsync(writing.fileno())
+
+    def commit(self) -> None:
+        """Give the folder its name."""
+        assert self._descriptor is not None
+        with self._errors():
+            os.fsync(self._descriptor)
+            if self._replace and self._target.exists():
+                old = self._target.with_name(f".{self._target.name}.replaced-{secrets.token_hex(4)}")
+                os.rename(self._target, old)
+                os.rename(self._temporary, self._target)
+                self._forget()
+                remove_tree(old)
+            else:
+                if self._target.exists():
+                    raise OutputExists(f"{inert(str(self.path))} was created by another program; -f replaces it")
+                os.rename(self._temporary, self._target)
+                self._forget()
+            _sync_folder(self._target.parent)
+
+    def _forget(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        _live.discard(self._temporary)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def abort(self) -> None:
+        """Remove the temporary folder; does nothing after `commit`."""
+        if self._temporary not in _live:
+            return
+        remove_tree(self._temporary)
+        self._forget()
+
+
+def _temporary_name() -> str:
+    return f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a temporary, be it a file or a folder; what cannot be removed stays."""
+    import shutil
+
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class StandardOutput:
+    """Standard output as an output: collected in a file without a name, sent by `commit`, so whole or not at all."""
+
+    def __init__(self) -> None:
+        self.path = STANDARD
+        self._descriptor = unnamed_file()
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Put `data` at `offset`."""
+        view = memoryview(data).cast("B")
+        with _errors_of("standard output"):
+            while view.nbytes:
+                written = os.pwrite(self._descriptor, view, offset)
+                view, offset = view[written:], offset + written
+
+    def sync(self) -> int:
+        """Return the size; nothing has to reach a disk."""
+        return os.fstat(self._descriptor).st_size
+
+    def commit(self) -> None:
+        """Send everything. Raises BrokenPipeError when the reader went away, CannotWrite when it cannot take more."""
+        position = 0
+        sys.stdout.flush()
+        while piece := os.pread(self._descriptor, PIECE, position):
+            position += len(piece)
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[os.write(1, view) :]
+
+    def abort(self) -> None:
+        """Let the collected bytes go."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def open_output(path: Path, *, replace: bool) -> AtomicFile | StandardOutput:
+    """The output at `path`; `-` is standard output."""
+    return StandardOutput() if path == STANDARD else AtomicFile(path, replace=replace)
+
+
+def unnamed_file() -> int:
+    """A descriptor on a new file in the temporary folder (TMPDIR) that has no name, so nothing is left of it."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(prefix="modelzip-") as file:
+            return os.dup(file.fileno())
+    except OSError as error:
+        raise CannotWrite(f"{tempfile.gettempdir()}: cannot make a temporary file: {error.strerror}") from error
+
+
+def spool(descriptor: int, label: str) -> int:
+    """Copy what `descriptor` gives to a file without a name; return a descriptor on that."""
+    file = unnamed_file()
+    with _errors_of(f"{label} (a copy of it in the temporary folder, TMPDIR)"):
+        while piece := os.read(descriptor, PIECE):
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[os.write(file, view) :]
+    return file
+
+
+@contextlib.contextmanager
+def _errors_of(label: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CannotWrite(f"{label}: cannot write: {error.strerror or error}") from error
+
+
 def remove_live() -> None:
     """Remove the temporaries of this process at once: the last act before it exits without cleaning up."""
     for path in [*_live]:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            remove_tree(path)
 
 
 def write_text(path: Path, text: str, *, replace: bool) -> None:
@@ -158,10 +317,10 @@ def remove_stale(folder: Path) -> None:
         return  # creating the output will say what is wrong with the folder
     for name in names:
         with contextlib.suppress(OSError):
-            descriptor = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(folder / name)
+                remove_tree(folder / name)
             finally:
                 os.close(descriptor)
 

@@ -17,6 +17,7 @@ from modelzip_cli.containers.tree import (
     Named,
     Opaque,
     StorageRef,
+    StorageView,
     TensorRef,
     Tree,
     Weights,
@@ -26,11 +27,13 @@ from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckp
 
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
 NOT_WEIGHTS = ("optim", "sched", "scaler", "ema", "average", "shadow", "momentum", "rng", "loops", "callbacks")
+MODULE_ATTRIBUTES = ("_parameters", "_buffers", "_modules")
+MOST_MODULES = 1_000_000
 MOST_VALUES = 5_000_000
 MOST_NESTING = 64
 MOST_TEXT = 64 << 20  # characters, counted wherever a shared text stands
 MOST_INTEGER = 13_000  # bits: Python writes and reads up to 4,300 digits
-NOT_IN_A_TREE = (Opaque, StorageRef, TensorRef)
+NOT_IN_A_TREE = (Opaque, StorageRef, StorageView, TensorRef)
 BARE = "tensor"  # the name of the one tensor of a file that is a bare tensor
 
 
@@ -43,6 +46,7 @@ class Nested:
     weights: dict[str, TensorRef] = field(default_factory=dict)
     beside: dict[str, TensorRef] = field(default_factory=dict)
     opaque: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)  # classes of models that were saved whole
 
 
 def take_apart(root: Tree, *, label: str, key: str | None, keep_extras: bool) -> Nested:
@@ -54,13 +58,78 @@ def take_apart(root: Tree, *, label: str, key: str | None, keep_extras: bool) ->
     """
     if isinstance(root, TensorRef):
         return Nested(Weights("tensor"), "", {BARE: root})
+    found = Nested()
+    root = _unfold_modules(root, found, label)
     path = _choose(root, label, key)
-    found = Nested(path=".".join(path))
+    found.path = ".".join(path)
     state_dict = root
     for part in path:
         state_dict = state_dict[part]
     found.tree = _Cleaner(found, path, set(map(str, state_dict)), label, keep_extras).clean(root, ())
     return found
+
+
+def _unfold_modules(root: Tree, found: Nested, label: str) -> Tree:
+    """Put the state dict of a model in place of a model that was saved whole: the root, or a value of the root."""
+    if isinstance(root, Opaque) and (state := _module_state(root)) is not None:
+        found.modules.append(root.name)
+        return _state_dict_of(state, label)
+    if not isinstance(root, dict):
+        return root
+    unfolded: dict[Any, Any] = type(root)()
+    for name, value in root.items():
+        state = _module_state(value) if isinstance(value, Opaque) else None
+        if state is not None:
+            found.modules.append(value.name)
+        unfolded[name] = value if state is None else _state_dict_of(state, label)
+    if hasattr(root, "_metadata"):
+        unfolded._metadata = root._metadata  # type: ignore[attr-defined]
+    return unfolded
+
+
+def _module_state(value: Tree) -> dict[str, Any] | None:
+    """The attributes of an `nn.Module`, whatever its class: it has parameters, buffers and modules."""
+    for state in value.contents if isinstance(value, Opaque) else ():
+        if isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in MODULE_ATTRIBUTES):
+            return state
+    return None
+
+
+def _state_dict_of(state: dict[str, Any], label: str) -> OrderedDict[str, TensorRef]:
+    """What `state_dict()` of a module would give, from its attributes. Source: torch/nn/modules/module.py."""
+    weights: OrderedDict[str, TensorRef] = OrderedDict()
+    waiting = [("", state, 0)]
+    visited = 0
+    while waiting:
+        prefix, attributes, depth = waiting.pop()
+        visited += 1
+        if depth > MOST_NESTING or visited > MOST_MODULES:
+            raise BrokenCheckpoint(f"{label}: the modules of its model are too many or nested too deeply")
+        passing = attributes.get("_non_persistent_buffers_set", ())
+        for kind in ("_parameters", "_buffers"):
+            for name, tensor in attributes[kind].items():
+                if tensor is None or (kind == "_buffers" and isinstance(passing, (set, list)) and name in passing):
+                    continue
+                if not isinstance(tensor, TensorRef):
+                    raise _only_its_code(f"{label}: {inert(f'{prefix}{name}', longest=200)} is", tensor)
+                weights[f"{prefix}{name}"] = tensor
+        inside = []
+        for name, module in attributes["_modules"].items():
+            below = _module_state(module)
+            if below is not None:
+                inside.append((f"{prefix}{name}.", below, depth + 1))
+            elif module is not None:
+                raise _only_its_code(f"{label}: {inert(f'{prefix}{name}', longest=200)} is", module)
+        waiting += reversed(inside)
+    return weights
+
+
+def _only_its_code(what: str, value: Tree) -> UnsafeInput:
+    kind = inert(str(getattr(value, "name", type(value).__name__)), longest=200)
+    return UnsafeInput(
+        f"{what} an object of class {kind}, which only its own code can rebuild; nothing was run; "
+        "save model.state_dict() instead of the model"
+    )
 
 
 def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
@@ -89,10 +158,7 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
         names = [".".join(path) for path in likely]
         raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
     if unknown is not None:
-        raise UnsafeInput(
-            f"{label}: the weights are inside an object of class {inert(unknown.name)}, which only its own code can "
-            "rebuild; nothing was run; save model.state_dict() instead of the model"
-        )
+        raise _only_its_code(f"{label}: the weights are inside", unknown)
     raise UnsupportedCheckpoint(f"{label}: holds no state dict (a dict from names to tensors)")
 
 
@@ -170,7 +236,9 @@ class _Cleaner:
 
     def is_unknown(self, tree: Tree) -> bool:
         """Note the name of an object that is not kept."""
-        unknown = isinstance(tree, (Opaque, StorageRef)) or (isinstance(tree, Global) and not is_dtype_name(tree.name))
+        unknown = isinstance(tree, (Opaque, StorageRef, StorageView)) or (
+            isinstance(tree, Global) and not is_dtype_name(tree.name)
+        )
         unknown = unknown or (isinstance(tree, Call) and _holds(tree, NOT_IN_A_TREE))
         name = getattr(tree, "name", "torch.storage")
         if unknown and name not in self.unknown_names:

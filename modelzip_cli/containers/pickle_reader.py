@@ -9,11 +9,13 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from modelzip_cli.containers.tree import CALLS, Call, Global, Opaque, StorageRef, TensorRef, Tree
+from modelzip_cli.containers.tree import CALLS, Call, Global, Opaque, StorageRef, StorageView, TensorRef, Tree
 from modelzip_cli.tensors import DTYPES, DType
 
+MOST_PICKLE = 256 << 20  # bytes
 MOST_OPCODES = 20_000_000
 MOST_COPIED = 4, 1_000_000  # items that calls may copy: this many for a byte of the pickle, and this many more
 MOST_IN_KEY = 64
@@ -47,10 +49,33 @@ class BadPickle(ValueError):
     """The bytes are not a pickle that we follow; the message says where and why."""
 
 
+class EndsEarly(BadPickle):
+    """The bytes end before the pickle does."""
+
+    def __init__(self) -> None:
+        super().__init__("the pickle ends early")
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """A pickle as a `tree` of inert values, the `storages` that it refers to by key, and the place after its end."""
+
+    tree: Tree
+    storages: dict[str, StorageRef]
+    end: int
+
+
 def read_pickle(data: bytes) -> Tree:
     """Return the value that pickle `data` describes, as a tree of inert values. Raises BadPickle, nothing else."""
+    return read_one_pickle(data).tree
+
+
+def read_one_pickle(data: bytes, place: int = 0) -> Pickled:
+    """Read the pickle that begins at `place` of `data`, where others may follow. Raises BadPickle, nothing else."""
+    machine = _Machine(data, place)
     try:
-        return _Machine(data).run()
+        tree = machine.run()
+        return Pickled(tree, machine.storages, machine.place)
     except BadPickle:
         raise
     except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, RecursionError) as error:
@@ -60,14 +85,17 @@ def read_pickle(data: bytes) -> Tree:
 class _Machine:
     """The stack machine of pickle. Each opcode is a method, found by its byte in `_OPCODES`."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.place = data, 0
+    def __init__(self, data: bytes, place: int) -> None:
+        self.data, self.place = data, place
+        self.storages: dict[str, StorageRef] = {}
         self.stack: list[Any] = []
         self.copied = 0
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Tree:
         for _ in range(MOST_OPCODES):
+            if self.place >= len(self.data):
+                raise EndsEarly
             opcode = self.data[self.place]
             self.place += 1
             if opcode == 0x2E:  # STOP
@@ -83,7 +111,7 @@ class _Machine:
     def take(self, length: int) -> bytes:
         end = self.place + length
         if length < 0 or end > len(self.data):
-            raise BadPickle("the pickle ends early")
+            raise EndsEarly
         piece = self.data[self.place : end]
         self.place = end
         return piece
@@ -92,7 +120,9 @@ class _Machine:
         return int.from_bytes(self.take(width), "little", signed=signed)
 
     def line(self) -> bytes:
-        end = self.data.index(b"\n", self.place)
+        end = self.data.find(b"\n", self.place)
+        if end < 0:
+            raise EndsEarly
         piece = self.data[self.place : end]
         self.place = end + 1
         return piece
@@ -193,10 +223,24 @@ class _Machine:
             raise BadPickle("BUILD on something that has no state")
 
     def persistent(self) -> None:
-        """A storage: ("storage", type, key, location, numel)."""
+        """A storage: ("storage", type, key, location, numel). Old files also have the class of a module, with its code.
+
+        A sixth item makes it a view of the storage: (its own key, offset, numel), in elements.
+        """
         match self.stack.pop():
-            case ("storage", Global(name=kind), str(key), str() | None, int(numel), *_) if kind in STORAGES:
-                self.push(StorageRef(key, STORAGES[kind], _count(numel)))
+            case ("storage", Global(name=kind), str(key), str() | None, int(numel), *view) if kind in STORAGES:
+                storage = StorageRef(key, STORAGES[kind], _count(numel))
+                if self.storages.setdefault(key, storage) != storage:
+                    raise BadPickle("two storages with one key")
+                match view:
+                    case [] | [None]:
+                        self.push(storage)
+                    case [(_, int(offset), int(length))]:
+                        self.push(StorageView(storage, _count(offset), _count(length)))
+                    case _:
+                        raise BadPickle("a view of a storage that is none")
+            case ("module", Global() as kind, *_):
+                self.push(kind)
             case _:
                 raise BadPickle("a persistent id that is not a storage of a known type")
 
@@ -234,6 +278,8 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
+    if isinstance(storage, StorageView):
+        storage, offset = storage.storage, storage.offset + _count(offset)
     if not isinstance(storage, StorageRef) or storage.dtype is None:
         raise BadPickle("a tensor without a typed storage")
     _no_lazy_bits(rest[2:])

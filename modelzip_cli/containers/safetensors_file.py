@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelzip_cli.containers.atomic import AtomicFile
+from modelzip_cli.containers.atomic import open_output
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import NotStrict, dumps, parse
@@ -159,7 +159,7 @@ class SafetensorsSink:
                 f"{inert(str(path))}: names and values beside the weights need {header_bytes:,} bytes of header, more "
                 "than a safetensors file may have: write a torch file (-o NAME.pth)"
             )
-        self.output = AtomicFile(path, replace=replace)
+        self.output = open_output(path, replace=replace)
         self._specs: list[TensorSpec] = []
         self._offsets: dict[str, int] = {}
         self._position = 8 + self._header_bytes

@@ -6,12 +6,14 @@ import os
 import stat
 from pathlib import Path
 
+from modelzip_cli.containers.atomic import STANDARD, spool
 from modelzip_cli.errors import (
     BrokenCheckpoint,
     FileNotThere,
     ModelzipError,
     SourceChanged,
     UnsupportedCheckpoint,
+    UsageError,
     inert,
 )
 
@@ -22,19 +24,26 @@ class SourceFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.label = inert(str(path))
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block before we have seen that it is one
-        try:
-            self._descriptor = os.open(path, flags)
-        except FileNotFoundError:
-            raise FileNotThere(f"{self.label}: no such file{_nearest(path)}") from None
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise ModelzipError(f"{self.label}: cannot read: {getattr(error, 'strerror', error)}") from error
+        if path == STANDARD:
+            self.label = "standard input"
+            self._descriptor = _standard_input()
+        else:
+            self._descriptor = self._open(path)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(self._descriptor)
             raise UnsupportedCheckpoint(f"{self.label}: not a regular file; give a checkpoint file")
         self.size = status.st_size
         self._identity = _identity(status)
+
+    def _open(self, path: Path) -> int:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe must not block before we have seen that it is one
+        try:
+            return os.open(path, flags)
+        except FileNotFoundError:
+            raise FileNotThere(f"{self.label}: no such file{_nearest(path)}") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise ModelzipError(f"{self.label}: cannot read: {getattr(error, 'strerror', error)}") from error
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`. Raises BrokenCheckpoint when the file ends before."""
@@ -53,7 +62,7 @@ class SourceFile:
     def check_unchanged(self) -> None:
         """Raise SourceChanged when size, time stamp or identity are no longer what they were at the start."""
         try:
-            now = _identity(os.stat(self.path))
+            now = _identity(os.fstat(self._descriptor) if self.path == STANDARD else os.stat(self.path))
         except OSError:
             now = None
         if now != self._identity:
@@ -64,6 +73,18 @@ class SourceFile:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _standard_input() -> int:
+    """A descriptor on what comes in: the file itself where one is redirected, else a copy of the stream on disk.
+
+    The copy has no name, so nothing is left of it however the run ends.
+    """
+    if os.isatty(0):
+        raise UsageError("standard input is a terminal; pipe a checkpoint into it")
+    if stat.S_ISREG(os.fstat(0).st_mode):
+        return os.dup(0)
+    return spool(0, "standard input")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

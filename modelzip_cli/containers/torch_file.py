@@ -1,31 +1,26 @@
-"""Torch files (`.pth`, `.pt`, `.bin`, `.ckpt`): the zip format of torch 1.6 and later, read and written without torch.
+"""Torch files as named tensors, whichever of torch's formats holds them; no torch is needed.
 
-Source: PyTorch, torch/serialization.py (`_save`, `_load`) and torch/_utils.py (`_rebuild_tensor_v2`, `_v3`).
+`torch_zip.py`, `torch_legacy.py` and `torch_export.py` find the tree of values and the storages in a file; here a
+tensor becomes a view of a storage. Source: PyTorch, torch/_utils.py (`_rebuild_tensor_v2`, `_v3`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelzip_cli.containers.atomic import AtomicFile
-from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.ledger import Ledger
-from modelzip_cli.containers.nesting import take_apart
+from modelzip_cli.containers.nesting import Nested, take_apart
 from modelzip_cli.containers.outer import Outer
-from modelzip_cli.containers.pickle_reader import STORAGES, BadPickle, read_pickle
-from modelzip_cli.containers.pickle_writer import write_pickle
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
-from modelzip_cli.containers.tree import StorageRef, TensorRef, Tree, Weights
-from modelzip_cli.containers.zip_file import Entry, ZipWriter, read_directory
-from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
-from modelzip_cli.tensors import DType, TensorSpec
+from modelzip_cli.containers.tree import TensorRef, Tree, Weights
+from modelzip_cli.containers.zip_file import Entry
+from modelzip_cli.errors import BrokenCheckpoint, inert
+from modelzip_cli.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,30 +28,37 @@ if TYPE_CHECKING:
 
     from modelzip_cli.tensors import Bits
 
-MOST_PICKLE = 256 << 20
 MOST_REPEATED = 4, 64 << 20  # logical bytes of all tensors: this many file sizes and this many bytes more
 WASTE = 4  # a strided read may fetch this many times what it needs, or
 SMALL_READ = 64 << 10  # this many bytes, before it is split
 
 
+@dataclass(frozen=True)
+class Archive:
+    """What a reader of one of torch's formats finds: a `tree` with `TensorRef`s, and the storages by key.
+
+    `sha256` is that of the pickle, or of the JSON that stands for it.
+    """
+
+    tree: Tree
+    storages: Mapping[str, Entry]
+    sha256: str
+    container: str = "torch"
+
+
 class TorchFile:
     """A torch file as named tensors. All geometry is checked against the storages before anything is read."""
 
-    container = "torch"
     compressed = False
 
-    def __init__(self, file: SourceFile, *, key: str | None = None, keep_extras: bool = False) -> None:
+    def __init__(
+        self, file: SourceFile, archive: Archive, *, key: str | None = None, keep_extras: bool = False
+    ) -> None:
         self.file = file
-        self._entries = read_directory(file)
-        self._root = self._find_root()
-        self._check_byte_order()
-        pickle = self._read_pickle()
-        self.sha256 = hashlib.sha256(pickle).hexdigest()
-        try:
-            tree = read_pickle(pickle)
-        except BadPickle as error:
-            raise BrokenCheckpoint(f"{file.label}: data.pkl: {inert(str(error), longest=200)}") from None
-        nested = take_apart(tree, label=file.label, key=key, keep_extras=keep_extras)
+        self.container = archive.container
+        self.sha256 = archive.sha256
+        self._storages = archive.storages
+        nested = take_apart(archive.tree, label=file.label, key=key, keep_extras=keep_extras)
         self._tensors = dict(nested.weights)
         beside = {}
         for name, tensor in nested.beside.items():
@@ -69,14 +71,14 @@ class TorchFile:
         self.outer: Outer | None = Outer(nested.tree, tuple(nested.weights), _ties(nested.weights))
         self.metadata = _our_metadata(nested.tree)
         self.state_dict = nested.path
-        self.warnings = _warnings(nested.opaque)
+        self.warnings = _warnings(nested)
         self._ledger = Ledger()
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         import numpy as np
 
         tensor = self._tensors[name]
-        entry = self._entries[f"{self._root}/data/{tensor.storage.key}"]
+        key, entry = tensor.storage.key, self._storages[tensor.storage.key]
         unit, width = tensor.dtype.unit, tensor.dtype.bits // 8
         first, last = start * tensor.dtype.unit_bytes, stop * tensor.dtype.unit_bytes
         if not _is_contiguous(tensor):
@@ -85,16 +87,16 @@ class TorchFile:
             return flat[skipped : skipped + last - first].view(unit)
         begin = tensor.offset * width
         data = self.file.read(entry.offset + begin + first, last - first)
-        self._ledger.note(entry.name, begin + first, data)
+        self._ledger.note(key, begin + first, data)
         return np.frombuffer(data, unit)
 
     def finish(self) -> None:
         """Check the CRC of every storage that was read, then that the file did not change."""
-        for name in self._ledger.names():
-            entry = self._entries[name]
-            if entry.crc and self._ledger.crc(name, entry.size, partial(self._read_entry, entry)) != entry.crc:
+        for key in self._ledger.names():
+            entry = self._storages[key]
+            if entry.crc and self._ledger.crc(key, entry.size, partial(self._read_entry, entry)) != entry.crc:
                 raise BrokenCheckpoint(
-                    f"{self.file.label}: tensor {inert(self._tensor_of(name))}: its checksum does not match: "
+                    f"{self.file.label}: tensor {inert(self._tensor_of(key))}: its checksum does not match: "
                     "the file is damaged"
                 )
         self.file.check_unchanged()
@@ -105,42 +107,6 @@ class TorchFile:
     def _read_entry(self, entry: Entry, begin: int, end: int) -> bytes:
         return self.file.read(entry.offset + begin, end - begin)
 
-    def _find_root(self) -> str:
-        """The folder inside the archive that holds data.pkl; its name is not fixed."""
-        roots = [
-            name[: -len("/data.pkl")] for name in self._entries if name.endswith("/data.pkl") and name.count("/") == 1
-        ]
-        names = set(self._entries)
-        if any(name.endswith("/constants.pkl") for name in names) or any("/code/" in name for name in names):
-            raise UnsupportedCheckpoint(
-                f"{self.file.label}: a TorchScript archive, which holds code; save the state dict of the model instead"
-            )
-        if names and all(name.endswith(".npy") for name in names):
-            raise UnsupportedCheckpoint(f"{self.file.label}: a NumPy .npz archive, not a torch checkpoint")
-        if any(name.endswith("/models/model.json") for name in names):
-            raise UnsupportedCheckpoint(
-                f"{self.file.label}: a torch.export archive (.pt2); this version does not read it"
-            )
-        if len(roots) != 1 or any(not name.startswith(f"{roots[0]}/") for name in names):
-            raise UnsupportedCheckpoint(
-                f"{self.file.label}: a zip archive, but not one that torch wrote: no single data.pkl"
-            )
-        return roots[0]
-
-    def _check_byte_order(self) -> None:
-        entry = self._entries.get(f"{self._root}/byteorder")
-        if entry is not None and (entry.size > 16 or self.file.read(entry.offset, entry.size) != b"little"):
-            raise UnsupportedCheckpoint(f"{self.file.label}: written by a big-endian machine; save it again on another")
-
-    def _read_pickle(self) -> bytes:
-        entry = self._entries[f"{self._root}/data.pkl"]
-        if entry.size > MOST_PICKLE:
-            raise BrokenCheckpoint(f"{self.file.label}: data.pkl is larger than 256 MB")
-        data = self.file.read(entry.offset, entry.size)
-        if entry.crc and zlib.crc32(data) != entry.crc:
-            raise BrokenCheckpoint(f"{self.file.label}: data.pkl: its checksum does not match: the file is damaged")
-        return data
-
     def _check_geometry(self, name: str, tensor: TensorRef) -> None:
         label = f"{self.file.label}: tensor {inert(name, longest=200)}"
         try:
@@ -148,7 +114,7 @@ class TorchFile:
         except UnicodeEncodeError:
             raise BrokenCheckpoint(f"{label}: its name is not valid text") from None
         storage, width = tensor.storage, tensor.dtype.bits // 8
-        entry = self._entries.get(f"{self._root}/data/{storage.key}")
+        entry = self._storages.get(storage.key)
         if entry is None:
             raise BrokenCheckpoint(f"{label}: its storage {inert(storage.key, longest=40)} is not in the file")
         declared = storage.numel * (1 if storage.dtype is None else storage.dtype.bits // 8)
@@ -167,8 +133,8 @@ class TorchFile:
         if logical > factor * self.file.size + more:
             raise BrokenCheckpoint(f"{self.file.label}: its tensors repeat {logical:,} bytes out of {self.file.size:,}")
 
-    def _tensor_of(self, entry_name: str) -> str:
-        return next(n for n, t in self._tensors.items() if f"{self._root}/data/{t.storage.key}" == entry_name)
+    def _tensor_of(self, key: str) -> str:
+        return next(name for name, tensor in self._tensors.items() if tensor.storage.key == key)
 
     def _read_rows(self, entry: Entry, tensor: TensorRef, start: int, stop: int) -> NDArray[Any]:
         """Elements [start, stop) of a tensor with strides, in C order, as bytes: whole rows are read, then cut."""
@@ -182,7 +148,7 @@ class TorchFile:
         element = np.dtype(f"V{tensor.dtype.bits // 8}")
         begin = tensor.offset + first * strides[0]
         rows = self._gather(entry, element, begin, (last - first, *shape[1:]), strides)
-        self._ledger.note(entry.name, 0, b"")
+        self._ledger.note(tensor.storage.key, 0, b"")
         return rows.reshape(-1)[start - first * per_row : stop - first * per_row].view(np.uint8)
 
     def _gather(
@@ -243,67 +209,14 @@ def _our_metadata(tree: Tree) -> dict[str, str]:
     return found
 
 
-def _warnings(opaque: list[str]) -> tuple[str, ...]:
-    if not opaque:
-        return ()
-    shown = ", ".join(inert(name, longest=80) for name in opaque[:8]) + (", ..." if len(opaque) > 8 else "")
-    kinds = "class was" if len(opaque) == 1 else "classes were"
-    return (f"objects of {len(opaque)} other {kinds} not read and will be missing: {shown}",)
-
-
-class TorchSink:
-    """Writes tensors as zip entries one after the other; data.pkl and the directory come last."""
-
-    container = "torch"
-
-    def __init__(self, path: Path, *, replace: bool) -> None:
-        self.output = AtomicFile(path, replace=replace)
-        self._zip = ZipWriter(self.output)
-        self._specs: dict[str, TensorSpec] = {}
-        self._places: dict[str, tuple[int, int]] = {}
-        self._crc: dict[str, int] = {}
-
-    def begin(self, spec: TensorSpec) -> None:
-        if spec.dtype.torch is None:
-            raise UnsupportedCheckpoint(f"tensor {inert(spec.name, longest=200)}: torch has no type for {spec.dtype}")
-        self._places[spec.name] = self._zip.reserve(f"archive/data/{len(self._specs)}", spec.bytes)
-        self._specs[spec.name] = spec
-        self._crc[spec.name] = 0
-
-    def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
-        self.output.write(self._places[name][1] + offset, data)
-        self._crc[name] = combine(self._crc[name], crc, data.nbytes)
-
-    def finish(self, metadata: Mapping[str, str], outer: Outer | None) -> int:
-        refs = {}
-        for number, (name, spec) in enumerate(self._specs.items()):
-            self._zip.finish_entry(f"archive/data/{number}", self._places[name][0], spec.bytes, self._crc[name])
-            refs[name] = _reference(spec, str(number))
-        if outer is None:
-            outer = Outer(Weights("dict", ((0, METADATA, dict(metadata)),)), tuple(refs))
-        weights = {name: refs[outer.ties.get(name, name)] for name in outer.names}
-        for entry, data in (
-            ("data.pkl", write_pickle(outer.tree, refs, weights)),
-            ("byteorder", b"little"),
-            ("version", b"3\n"),
-        ):
-            self._zip.add(f"archive/{entry}", data, zlib.crc32(data))
-        self._zip.finish()
-        return self.output.sync()
-
-    def commit(self) -> None:
-        self.output.commit()
-
-    def abort(self) -> None:
-        self.output.abort()
-
-
-TYPED_STORAGES: frozenset[DType] = frozenset(dtype for dtype in STORAGES.values() if dtype is not None)
-
-
-def _reference(spec: TensorSpec, key: str) -> TensorRef:
-    if spec.dtype in TYPED_STORAGES:
-        storage = StorageRef(key, spec.dtype, spec.size)
-    else:
-        storage = StorageRef(key, None, spec.bytes)
-    return TensorRef(storage, spec.dtype, 0, spec.shape, contiguous_strides(spec.shape))
+def _warnings(nested: Nested) -> tuple[str, ...]:
+    warnings = []
+    for name in nested.modules:
+        whole = inert(name, longest=80)
+        warnings.append(f"the model was saved whole, as an object of class {whole}: only its state dict is taken")
+    if nested.opaque:
+        shown = ", ".join(inert(name, longest=80) for name in nested.opaque[:8])
+        shown += ", ..." if len(nested.opaque) > 8 else ""
+        kinds = "class was" if len(nested.opaque) == 1 else "classes were"
+        warnings.append(f"objects of {len(nested.opaque)} other {kinds} not read and will be missing: {shown}")
+    return tuple(warnings)

@@ -51,6 +51,15 @@ class StorageRef:
 
 
 @dataclass(frozen=True)
+class StorageView:
+    """A part of a storage, as the oldest files name it: `numel` elements from element `offset` on."""
+
+    storage: StorageRef
+    offset: int
+    numel: int
+
+
+@dataclass(frozen=True)
 class TensorRef:
     """A view of a storage; `offset` and `strides` count elements of `dtype`."""
 

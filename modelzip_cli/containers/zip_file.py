@@ -8,11 +8,12 @@ everything that torch never writes is refused: compression, junk, overlaps, two 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from modelzip_cli.containers.atomic import AtomicFile
+from modelzip_cli.containers.atomic import AtomicFile, StandardOutput
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 
@@ -146,10 +147,16 @@ def _zip64(extra: bytes, needed: list[int], label: str) -> list[int]:
     raise BrokenCheckpoint(f"{label}: its 64-bit size is missing")
 
 
+def check_crc(entry: Entry, data: bytes, label: str) -> None:
+    """Raise BrokenCheckpoint when `data`, all of `entry`, does not match the checksum of the archive."""
+    if entry.crc and zlib.crc32(data) != entry.crc:
+        raise BrokenCheckpoint(f"{label}: its checksum does not match: the file is damaged")
+
+
 class ZipWriter:
     """Appends stored entries to an output. Data of an entry may come in any order; its header is written last."""
 
-    def __init__(self, output: AtomicFile) -> None:
+    def __init__(self, output: AtomicFile | StandardOutput) -> None:
         self.output = output
         self.position = 0
         self._entries: list[tuple[bytes, int, int, int]] = []  # name, header offset, size, crc

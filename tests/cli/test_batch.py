@@ -47,9 +47,9 @@ def test_a_folder_of_good_odd_and_broken_files_goes_through_with_a_row_for_each(
 
 
 def test_shards_are_never_taken_for_models(modelzip, folder):
-    run = modelzip("quantize", "-r", folder / "bert", "--output-dir", "out")
-    assert run.exit_code == 2
-    assert "a Hugging Face model directory" in run.stderr
+    run = modelzip("quantize", "-r", folder, "--include", "bert", "-n", "--json")
+    assert [one["source"]["path"].rpartition("/")[2] for one in run.json["runs"]] == ["bert"]
+    assert "2 .safetensors files and no index" in run.json["runs"][0]["error"]["message"]
 
 
 def test_a_second_run_takes_no_outputs_for_inputs(modelzip, folder, tmp_path):

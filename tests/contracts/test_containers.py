@@ -11,7 +11,7 @@ import torch
 from safetensors import deserialize
 
 from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
-from modelzip_cli.containers.torch_file import TorchSink
+from modelzip_cli.containers.torch_zip import TorchSink
 from modelzip_cli.source import open_source
 from modelzip_cli.tensors import DTYPES, Sink, TensorSpec
 from tests.checkpoints import bits_of

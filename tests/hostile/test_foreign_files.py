@@ -28,12 +28,6 @@ def npz() -> bytes:
     return stream.getvalue()
 
 
-def legacy_torch() -> bytes:
-    stream = io.BytesIO()
-    torch.save({"w": torch.ones(3)}, stream, _use_new_zipfile_serialization=False)
-    return stream.getvalue()
-
-
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456789\n"
 FOREIGN = {
     "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "GGUF"),
@@ -60,7 +54,6 @@ FOREIGN = {
     "torch.export": (zip_of([Member("m/models/model.json", b"{}"), Member("m/archive_format", b"pt2")]), r"\.pt2"),
     "another zip": (zip_of([Member("readme.txt", b"hello")]), "zip archive"),
     "an empty zip": (zip_of([]), "zip|not a checkpoint|checkpoint"),
-    "legacy torch": (legacy_torch(), "before version 1.6"),
     "a bare pickle": (pickle.dumps({"w": [1, 2, 3]}, 2), "bare pickle"),
     "a bare pickle of protocol 4": (pickle.dumps({"w": [1, 2, 3]}, 4), "bare pickle"),
     "empty": (b"", "empty"),

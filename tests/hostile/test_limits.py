@@ -27,7 +27,7 @@ LOW = {
     "containers.safetensors_file.MOST_RANK": 1,
     "containers.zip_file.MOST_ENTRIES": 3,
     "containers.zip_file.MOST_DIRECTORY": 100,
-    "containers.torch_file.MOST_PICKLE": 100,
+    "containers.torch_zip.MOST_PICKLE": 100,
     "containers.torch_file.MOST_REPEATED": (0, 20),
     "containers.pickle_reader.MOST_OPCODES": 20,
     "containers.nesting.MOST_VALUES": 8,
