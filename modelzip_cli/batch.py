@@ -181,12 +181,17 @@ def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Jo
     if selection.output is not None:
         output = selection.output
     elif selection.output_dir is None:
-        output = item.path.with_name(name)
+        output = _beside(item.path, name)
     else:
-        inside = item.path.parent.relative_to(item.folder) if item.folder is not None else Path()
+        inside = item.path.parent.relative_to(item.folder) if item.folder not in (None, item.path) else Path()
         output = selection.output_dir / inside / name
     skipped = "output exists" if selection.skip_existing and output != STANDARD and os.path.lexists(output) else None
     return Job(item.path, output, skipped=skipped)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """Where an output called `name` lies without --output-dir; `.` and `..` have no name of their own."""
+    return (path if path.name not in ("", "..") else Path(os.path.abspath(path))).with_name(name)
 
 
 def is_modelzip_output(path: Path) -> bool:
@@ -213,6 +218,8 @@ def run_jobs(jobs: Sequence[Job], do: Callable[[Job], Report]) -> Iterator[Resul
             yield Result(job, report=do(job))
         except ModelzipError as error:
             yield Result(job, error=error)
+        except BrokenPipeError:  # whoever reads standard output went away: nobody is left to tell
+            raise
         except OSError as error:
             yield Result(job, error=ModelzipError(f"{inert(str(job.path))}: {error.strerror or error}"))
 

@@ -109,7 +109,12 @@ def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_
     tensors = []
     for name, spec in source.specs.items():
         cast = scheme if spec.dtype.kind == "float" and scheme and scheme.plain != spec.dtype else None
-        params = _fit(source, cast, spec) if cast else {}
+        try:
+            params = _fit(source, cast, spec) if cast else {}
+        except DoesNotFit as error:
+            raise DoesNotFit(
+                f"{source.file.label}: tensor {inert(name, longest=200)}: {error}; choose another --dtype"
+            ) from None
         tie = None if writes_ties else ties.get(name)
         tensors.append(TensorPlan(spec, cast, "restored", (), params, tie))
     tensors += [TensorPlan(spec, None, "beside the weights", ()) for spec in source.beside.values()]

@@ -28,11 +28,9 @@ FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" ar
     (b"\x28\xb5\x2f\xfd", "zstd-compressed; unpack it first"),
     (b"\x7fELF", "a program"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull`"),
-    (b"<!DOCTYPE", "an HTML page: the download went wrong"),
-    (b"<!doctype", "an HTML page: the download went wrong"),
-    (b"<html", "an HTML page: the download went wrong"),
     (b"{", "a JSON text, not a checkpoint; of an index, give the directory that it is in"),
 )
+HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head)", re.IGNORECASE)
 TAR_MAGIC = 257, b"ustar"
 ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[ -~]{3,}|[\x12\x1a\x22\x2a\x32\x3a])", re.DOTALL)
 CTRANSLATE2 = re.compile(rb"[\x01-\x20]\0\0\0[\x02-\x40]\0[A-Z][A-Za-z0-9]+\0")
@@ -142,6 +140,8 @@ def _foreign(start: bytes) -> str | None:
     for magic, what in FOREIGN:
         if start.startswith(magic):
             return what
+    if HTML.match(start):
+        return "an HTML page: the download went wrong"
     place, magic = TAR_MAGIC
     if start[place : place + len(magic)] == magic:
         return "a tar archive (torch 0.1 wrote such files); unpack it, or save it again with a newer torch"

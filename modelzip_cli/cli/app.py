@@ -89,6 +89,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(arguments, f"{inert(message)} (see `{hint}`)", code, "usage-error", error)
     except BrokenPipeError as error:
         return _stdout_failed(error)
+    except SystemExit:  # how typer ends, and only then, when it sees that the reader of standard output went away
+        _to_null(1)
+        return 0
     except OSError as error:
         return _fail(
             arguments,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ NATIVE_SUFFIX = ".modelzip.safetensors"  # no loader takes such a file for a mod
 INDEX_SUFFIX = ".index.json"
 MOST_INDEX = 100_000_000
 MOST_FILES, MOST_LEVELS = 10_000, 8  # of files beside the weights, and of folders in folders
+SHARD = re.compile(r"-\d+-of-\d+(?=\.)")
 WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 NOT_THE_MODEL = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")  # what a trainer leaves beside it
 OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".gguf", ".keras")
@@ -81,6 +83,10 @@ def list_model(path: Path) -> ModelFolder:
         missing = [name for name in shards if name not in names]
         if missing:
             raise BrokenCheckpoint(f"{label}: {inert(index)} names {inert(missing[0])}, which is not there")
+        kin = {SHARD.sub("#", name) for name in shards if SHARD.search(name)}
+        unnamed = [name for name in names if SHARD.sub("#", name) in kin and name not in shards]
+        if unnamed:
+            raise BrokenCheckpoint(f"{label}: {inert(unnamed[0])} is there, but {inert(index)} does not name it")
         if index == NATIVE_INDEX:
             others, left_out = _beside(path, {*shards, index})
             return ModelFolder(path, shards, native_of, weight_map, metadata, others, left_out)

@@ -143,9 +143,12 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
     unknown = next(_opaque_objects(root, 0, set()), None)
     if isinstance(root, dict):
         for name in PREFERRED:
+            if any(path[:1] == (name,) for path in candidates):
+                break  # what stands under a less usual name is something else, such as `params`
             if isinstance(root.get(name), Opaque):
                 unknown = root[name]
                 candidates = {}
+                break
     elif isinstance(root, Opaque):
         unknown = root
     likely = [path for path in candidates if not any(word in part.lower() for part in path for word in NOT_WEIGHTS)]
@@ -157,9 +160,31 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
     if likely:
         names = [".".join(path) for path in likely]
         raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
+    if not _holds_tensor(root, set()):
+        what = "" if unknown is None else f", only objects such as {inert(unknown.name)}"
+        raise UnsupportedCheckpoint(f"{label}: holds no state dict, and no tensors at all{what}")
     if unknown is not None:
         raise _only_its_code(f"{label}: the weights are inside", unknown)
     raise UnsupportedCheckpoint(f"{label}: holds no state dict (a dict from names to tensors)")
+
+
+def _holds_tensor(root: Tree, seen: set[int]) -> bool:
+    """Whether there is a tensor anywhere, in objects of unknown classes too; `seen`: values known to have none."""
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (TensorRef, StorageRef, StorageView)):
+            return True
+        if not isinstance(value, (Opaque, Call, dict, list, tuple, set, frozenset)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Opaque):
+            waiting += value.contents
+        elif isinstance(value, Call):
+            waiting += value.arguments
+        else:
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return False
 
 
 def _list(names: list[str]) -> str:
@@ -207,6 +232,7 @@ class _Cleaner:
         self.weight_names = weight_names
         self.values = self.characters = 0
         self.unknown_names: set[str] = set()
+        self.without_tensors: set[int] = set()
 
     def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
         """Return `tree` with only values that a tree may hold; what may not be kept becomes None."""
@@ -272,6 +298,8 @@ class _Cleaner:
             if isinstance(key, str) and isinstance(value, TensorRef):
                 self.found.weights[key] = value
                 continue
+            if isinstance(value, Opaque) and _holds_tensor(value, self.without_tensors):  # such as a sparse tensor
+                raise _only_its_code(f"{self.label}: {inert(str(key), longest=200)} is", value)
             if self.is_unknown_key(key):
                 continue
             self.check_integer(key, path)

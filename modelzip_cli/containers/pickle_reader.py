@@ -327,6 +327,7 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch.nn.parameter.Parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch._tensor._rebuild_from_type_v2": _from_type,
@@ -342,6 +343,9 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 }
 
 
+RECONSTRUCTORS = ("copyreg._reconstructor", "copyreg.__newobj__")  # of any class, their first argument
+
+
 def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global):
         return Opaque(function.name if isinstance(function, Opaque) else "an object", [arguments])
@@ -349,6 +353,8 @@ def _call(function: Any, arguments: Any) -> Any:
         raise BadPickle("arguments that are not a tuple")
     if function.name in CONSTRUCTORS:
         return CONSTRUCTORS[function.name](*arguments)
+    if function.name in RECONSTRUCTORS and arguments and isinstance(arguments[0], Global):
+        return Opaque(arguments[0].name, [*arguments[1:]])
     if function.name in CALLS:
         return Call(function.name, arguments)
     return Opaque(function.name, [*arguments])

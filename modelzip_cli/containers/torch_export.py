@@ -16,7 +16,7 @@ from modelzip_cli.containers.strict_json import NotStrict, parse
 from modelzip_cli.containers.torch_file import Archive
 from modelzip_cli.containers.tree import StorageRef, TensorRef
 from modelzip_cli.containers.zip_file import Entry, check_crc
-from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
+from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DTYPES, DType
 
 MOST_CONFIG = 256 << 20
@@ -70,6 +70,12 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
     storages = {name.removeprefix(folder): entry for name, entry in entries.items() if name.startswith(folder)}
     try:
         listed = parse(text)["config"]
+        for name, payload in listed.items():
+            if payload["use_pickle"] is not False:
+                raise UnsafeInput(
+                    f"{file.label}: tensor {inert(name, longest=200)} is stored as a pickle, which only code from the "
+                    "file could rebuild; nothing was run; save model.state_dict() instead"
+                )
         weights = OrderedDict((name, _tensor(payload, storages)) for name, payload in listed.items())
     except NotStrict as error:
         raise BrokenCheckpoint(f"{file.label}: the list of its weights: {inert(str(error), longest=200)}") from None
@@ -81,8 +87,6 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
 
 def _tensor(payload: Mapping[str, Any], storages: Mapping[str, Entry]) -> TensorRef:
     meta, key = payload["tensor_meta"], payload["path_name"]
-    if payload["use_pickle"] is not False:
-        raise ValueError(f"{key} is pickled, a tensor of a class of its own")
     dtype, entry = SCALAR_TYPES[meta["dtype"]], storages[key]
     shape, strides = (tuple(_whole(size) for size in meta[name]) for name in ("sizes", "strides"))
     storage = StorageRef(key, None, entry.size)

@@ -19,16 +19,12 @@ from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.torch_file import Archive, contiguous_strides
 from modelzip_cli.containers.tree import StorageRef, TensorRef, Weights
-from modelzip_cli.containers.zip_file import Entry, ZipWriter, check_crc
+from modelzip_cli.containers.zip_file import TORCHSCRIPT, Entry, ZipWriter, check_crc
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DType, TensorSpec
 
 OTHERS = (  # (how a member's name ends, what such an archive is)
-    (
-        "constants.pkl",
-        "a TorchScript archive, which holds code: in Python, torch.save(torch.jit.load(FILE).state_dict(), "
-        "'weights.pth'), and give that file",
-    ),
+    ("constants.pkl", TORCHSCRIPT),
     ("serialized_exported_program.json", "a torch.export archive from before torch 2.8; export it again"),
     ("model.weights.h5", "a Keras model, not a torch checkpoint"),
     ("word/document.xml", "a Word document"),
@@ -61,7 +57,7 @@ def _find_root(file: SourceFile, entries: Mapping[str, Entry]) -> str:
         if any(name.endswith(f"/{ending}") or name == ending for name in entries):
             raise UnsupportedCheckpoint(f"{file.label}: {what}")
     if any("/code/" in name for name in entries):
-        raise UnsupportedCheckpoint(f"{file.label}: {OTHERS[0][1]}")
+        raise UnsupportedCheckpoint(f"{file.label}: {TORCHSCRIPT}")
     if entries and all(name.endswith(".npy") for name in entries):
         raise UnsupportedCheckpoint(f"{file.label}: a NumPy .npz archive, not a torch checkpoint")
     roots = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]

@@ -39,6 +39,12 @@ class Entry:
     crc: int
 
 
+TORCHSCRIPT = (
+    "a TorchScript archive, which holds code: in Python, torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth'), "
+    "and give that file"
+)
+
+
 def read_directory(file: SourceFile) -> dict[str, Entry]:
     """Return the entries of an archive by name. Raises BrokenCheckpoint, or UnsupportedCheckpoint for compression."""
     count, size, offset = _end(file)
@@ -115,6 +121,8 @@ def _entry(file: SourceFile, fields: tuple[Any, ...], raw_name: bytes, extra: by
     label = f"{file.label}: zip entry {inert(name)!r}"
     if fields[0] != b"PK\x01\x02" or flags & ~(UTF8 | DESCRIPTOR):
         raise BrokenCheckpoint(f"{label}: a malformed directory record")
+    if method != 0 and "/code/" in name:
+        raise UnsupportedCheckpoint(f"{file.label}: {TORCHSCRIPT}")
     if method != 0:
         raise UnsupportedCheckpoint(
             f"{label} is compressed, which torch never does; save the checkpoint with torch again"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modelzip_cli.errors import BadOption
+from modelzip_cli.kernels.sums import Sums, fit_sums, magnitude_sums, running_total
 from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.schemes.base import ParamSpec, group_count
 from modelzip_cli.tensors import BF16, F32, DType
@@ -86,3 +87,47 @@ def take_granularity(options: Sequence[str]) -> tuple[Granularity | None, list[s
         return None, rest
     found = {"channel": 0, "tensor": -1}.get(named[0])
     return Granularity(int(named[0][1:]) if found is None else found), rest
+
+
+def broadcast(values: Block, rows: int) -> Block:
+    """Params as kernels take them, one row for every row of a block; those of a tensor have one for all."""
+    return values if len(values) == rows else np.repeat(values, rows, axis=0)
+
+
+def magnitudes(blocks: Iterable[Block], granularity: Granularity) -> tuple[Sums, Sums]:
+    """Sum of |w| and number of weights of each group, float64 [rows, groups]; of the whole tensor, [1, 1]."""
+
+    def count(block: Block) -> Sums:
+        columns, span = block.shape[1], min(granularity.span, block.shape[1])
+        sizes = np.full(group_count(columns, span), float(span))
+        sizes[-1] = columns - span * (len(sizes) - 1)
+        return np.tile(sizes, (len(block), 1))
+
+    return _over(blocks, granularity, lambda block: (magnitude_sums(block, granularity.span), count(block)))
+
+
+def tail_sums(blocks: Iterable[Block], threshold: Sums, granularity: Granularity) -> tuple[Sums, Sums]:
+    """The same of the weights with |w| above the `threshold` of their group, float64 [rows, groups] or [1, 1]."""
+    with np.errstate(over="ignore"):
+        double = (2 * threshold).astype(np.float32).clip(max=FLOAT32_MAX)
+    double[double == 0] = 1  # a group of zeros
+
+    def sums(block: Block) -> tuple[Sums, Sums]:  # round(w / 2t), cut to -1, 0, 1, is the sign where |w| > t
+        divisor = broadcast(double, len(block))
+        return fit_sums(np.ascontiguousarray(block), divisor, np.ones_like(divisor), 2, granularity.span)
+
+    return _over(blocks, granularity, sums)
+
+
+def _over(
+    blocks: Iterable[Block], granularity: Granularity, sums: Callable[[Block], tuple[Sums, Sums]]
+) -> tuple[Sums, Sums]:
+    """Sums of the groups of one block or, for one scale a tensor, of all blocks added up in order."""
+    totals = np.zeros((2, 1, 1))
+    for block in blocks:
+        if block.size:
+            found = np.array(sums(block))
+        else:
+            found = np.zeros((2, len(block), group_count(block.shape[1], granularity.span)))
+        totals = running_total(totals, found) if granularity.per_tensor else found
+    return totals[0], totals[1]

@@ -37,13 +37,10 @@ def list_schemes() -> list[SchemeLine]:
         assert example is not None
         rows, columns = EXAMPLE_SHAPE
         bits = round(8 * example.stored_bytes(rows, columns) / (rows * columns), 3)
-        module = inspect.getdoc(sys.modules[found.__module__]) or ""
-        summary = (
-            module.splitlines()[0]
-            if scheme_id in ("int", "fixed", "binary")
-            else (inspect.getdoc(found) or "").split(":")[0]
-        )
-        lines.append(SchemeLine(name, bits, summary.split(": ", 1)[-1].rstrip("."), found.example))
+        alone = sum(target.split(":")[0] == found.__module__.rpartition(".")[2] for target in SCHEMES.values()) == 1
+        about = inspect.getdoc(sys.modules[found.__module__] if alone else found) or ""
+        summary = about.splitlines()[0].split(": ", 1)[-1] if alone else about.split(":")[0]
+        lines.append(SchemeLine(name, bits, summary.rstrip("."), found.example))
     return [*lines, SchemeLine(KEEP, None, "as it was, byte for byte", KEEP)]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from modelzip_cli import kernels
+from modelzip_cli.kernels.histogram import empty_histogram
 from modelzip_cli.kernels.jit import Kernel
 from modelzip_cli.schemes.base import group_count
 from modelzip_cli.schemes.granularity import WHOLE_ROW
@@ -68,6 +69,37 @@ def grid(draw: st.DrawFn, tops: list[int], *, codes: type | None = None, into: t
 
 
 @st.composite
+def leveled(draw: st.DrawFn) -> Arguments:
+    """A block, scales of its groups, ascending borders between 2^b levels, the group size."""
+    block, scale, _, _, group_size = draw(grid([3]))
+    size = draw(st.sampled_from([1, 3, 7, 15, 31, 63, 255]))
+    ratios = st.floats(-4, 4, width=32)
+    borders = np.sort(draw(hnp.arrays(np.float32, size, elements=ratios)))
+    if draw(st.booleans()):
+        scale = np.ones_like(scale)
+        block = draw(hnp.arrays(np.float32, block.shape, elements=st.sampled_from(borders.tolist()) | ratios))
+    return block, scale, borders, group_size
+
+
+@st.composite
+def coded(draw: st.DrawFn) -> Arguments:
+    """Codes, a table of 2^b levels, scales of the groups, the group size."""
+    bits = draw(st.sampled_from([1, 2, 4, 8]))
+    codes, scale, _, group_size = draw(grid([2**bits - 1], codes=np.uint8))
+    table = draw(hnp.arrays(np.float32, 2**bits, elements=st.floats(-4, 4, width=32)))
+    return codes, table, scale, group_size
+
+
+@st.composite
+def counted(draw: st.DrawFn) -> Arguments:
+    """Bits and weights of a slab, counts and sums of those before."""
+    weights = draw(hnp.arrays(np.float32, st.integers(0, 80), elements=st.floats(width=32, allow_nan=False)))
+    counts, sums = empty_histogram()
+    counts[::7], sums[::7] = 3, draw(st.floats(-1e6, 1e6))
+    return weights.view(np.uint32), weights, counts, sums
+
+
+@st.composite
 def two_slabs(draw: st.DrawFn) -> Arguments:
     """Weights and restored weights in one row, from none to several times as many as there are lanes."""
     size = draw(st.integers(0, 200))
@@ -83,6 +115,10 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "rounding._largest_bits": st.tuples(any_float_bits(min_side=1).map(lambda b: b.view(np.int32)), GROUP_SIZES),
     "rounding._quantize": grid([3, 15, 254, 255], into=np.uint8) | grid([510, 2**15, 2**16 - 2], into=np.uint16),
     "rounding.dequantize": grid([3, 15, 255], codes=np.uint8) | grid([510, 2**16 - 2], codes=np.uint16),
+    "tables._nearest": leveled(),
+    "tables.look_up": coded(),
+    "small_floats._to_e4m3": grid([3]).map(lambda found: (*found[:2], found[4])),
+    "histogram._tally": counted(),
     "widen.widen_bf16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.widen_f16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.narrow_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),
