@@ -16,7 +16,7 @@ import modelzip_cli
 
 PACKAGE = Path(modelzip_cli.__file__).parent
 LAYERS = (  # docs/architecture.md says what each is for
-    ("__init__", "errors", "tensors", "report"),
+    ("__init__", "errors", "figures", "tensors", "report"),
     ("kernels",),
     ("compare", "schemes", "containers"),
     ("coders",),
@@ -28,7 +28,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("diff", "verify", "inspection", "grouping"),
     ("output",),
     ("single",),
-    ("batch", "render"),
+    ("batch", "render", "html"),
     ("pages",),
     ("cli",),
 )

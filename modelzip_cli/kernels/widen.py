@@ -110,8 +110,9 @@ def _round_bf16(bits: Bits32) -> Bits32:
 
 
 def _widen_f16_numpy(bits: Bits16) -> Bits32:
-    """f16 [rows, columns] uint16 -> float32 bits, uint32 of the same shape. Exact; NaN stays NaN."""
+    """f16 [rows, columns] uint16 -> float32 bits, uint32 of the same shape. Exact; NaN becomes a quiet one."""
     wide: Bits32 = bits.view(np.float16).astype(np.float32).view(np.uint32)
+    wide[(bits & np.uint16(0x7FFF)) > np.uint16(0x7C00)] |= np.uint32(0x400000)  # numpy may or may not, by the CPU
     return wide
 
 
