@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+MOST_ROWS = 24
+COVERED = 0.99  # the rows shown cover this share of the bytes; the rest is one row
+
 
 @dataclass(frozen=True)
 class Group:
@@ -59,6 +62,16 @@ def index_set(numbers: Iterable[int]) -> str:
     if len(ordered) == 1:
         return str(ordered[0])
     return "{" + ",".join(str(a) if a == b else f"{a},{b}" if b == a + 1 else f"{a}..{b}" for a, b in ranges) + "}"
+
+
+def most_of(groups: list[Group], sizes: Sequence[int]) -> tuple[list[Group], list[Group]]:
+    """The fewest groups, largest first, that cover nearly all bytes; and the rest, unless that is a single one."""
+    total, covered = sum(sizes), 0
+    for number, found in enumerate(groups):
+        if number >= MOST_ROWS or (covered >= COVERED * total and number >= 8 and len(groups) - number > 1):
+            return groups[:number], groups[number:]
+        covered += sum(sizes[place] for place in found.members)
+    return groups, []
 
 
 def _merge_siblings(groups: list[Group]) -> list[Group]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.report import SCHEMA_VERSION
 from modelzip_cli.source import Checkpoint, files_of, open_source
+
+if TYPE_CHECKING:
+    from modelzip_cli.predict import Prediction
+    from modelzip_cli.survey import TensorSurvey
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,13 @@ class Inspection:
     metadata: Mapping[str, str]
     manifest: Mapping[str, Any] | None
     warnings: tuple[str, ...]
+    statistics: Mapping[str, TensorSurvey] = field(default_factory=dict)  # of the float tensors, when asked for
+    predictions: tuple[Prediction, ...] = ()
+
+    @property
+    def not_weights(self) -> int:
+        """Bytes of the file that are not the state dict: header, optimizer state, whatever else is there."""
+        return self.bytes - sum(tensor.stored_bytes for tensor in self.tensors if tensor.weights)
 
     @property
     def parameters(self) -> int:
@@ -61,6 +73,17 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """The inspection as JSON values; keys as in CLI.md."""
+        rows = [{**vars(tensor), "shape": [*tensor.shape]} for tensor in self.tensors]
+        surveyed: dict[str, Any] = {}
+        if self.statistics or self.predictions:
+            for row in rows:
+                figures = self.statistics.get(row["name"])
+                row["statistics"] = figures.to_json() if figures else None
+            share = round(self.not_weights / self.bytes, 6)
+            surveyed = {
+                "predictions": [one.to_json() for one in self.predictions],
+                "not_weights": {"bytes": self.not_weights, "share": share},
+            }
         return {
             "schema_version": SCHEMA_VERSION,
             "command": "inspect",
@@ -74,19 +97,32 @@ class Inspection:
                 "state_dict": self.state_dict or None,
             },
             "dtypes": self.dtypes(),
-            "tensors": [{**vars(tensor), "shape": [*tensor.shape]} for tensor in self.tensors],
+            "tensors": rows,
             "extras": dict(self.extras),
             "metadata": dict(self.metadata),
             "manifest": self.manifest,
             "warnings": [*self.warnings],
+            **surveyed,
         }
 
 
-def inspect_file(path: Path, *, key: str | None = None) -> Inspection:
-    """Describe the checkpoint at `path`. Raises what opening it raises."""
+def inspect_file(path: Path, *, key: str | None = None, executor: Executor | None = None) -> Inspection:
+    """Describe the checkpoint at `path`; with an `executor`, also read and survey its weights.
+
+    Raises what opening and reading raise.
+    """
     source = open_source(path, key=key, keep_extras=True)
     try:
-        return _describe(source)
+        found = _describe(source)
+        if executor is None:
+            return found
+        from modelzip_cli.predict import predict
+        from modelzip_cli.survey import survey
+
+        surveyed = survey(source, executor)
+        predictions = predict(source, surveyed, executor)
+        source.finish()
+        return replace(found, statistics=surveyed, predictions=tuple(predictions))
     finally:
         source.close()
 

@@ -73,7 +73,9 @@ def _takes_unicode(stream: IO[str]) -> bool:
 
 
 ASCII = str.maketrans(
-    {"█": "#", "▏": "|", "├": "|", "└": "`", "─": "-", "│": "|", "…": "~"} | dict.fromkeys("▎▍▌▋▊▉", "|")
+    {"█": "#", "▏": "|", "├": "|", "└": "`", "─": "-", "│": "|", "…": "~"}
+    | dict.fromkeys("▎▍▌▋▊▉", "|")
+    | dict(zip("▁▂▃▄▅▆▇", ".:-=+*%", strict=True))
 )
 
 

@@ -65,7 +65,7 @@ def diff(
             "only_in": {"source": [*found.only_in[0]], "other": [*found.only_in[1]]},
         }
 
-    from modelzip_cli.pages import difference_blocks
+    from modelzip_cli.pages.comparison import difference_blocks
 
     show(chosen, values, lambda: difference_blocks((sides[0].path, sides[1].path), found, verbose=verbose))
     for metric, least in gates:

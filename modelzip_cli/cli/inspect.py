@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from modelzip_cli.cli.options import Debug, Format, Json, Key, Paths, Verbose
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelzip_cli.cli.options import Debug, Format, Jobs, Json, Key, Paths, ReportFiles, Verbose
+
+if TYPE_CHECKING:
+    from modelzip_cli.render import Block
 
 
 def inspect(
     paths: Paths,
+    stats: Annotated[
+        bool,
+        typer.Option("--stats", help="Read the weights: ranges, zeros, outliers, and what each scheme would give."),
+    ] = False,
     key: Key = None,
+    jobs: Jobs = None,
     form: Format = "auto",
     json: Json = False,
+    report: ReportFiles = None,
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds.
 
-    Only its header is read: tensors in groups, dtypes, what is beside the weights.
+    Only its header is read: tensors in groups, dtypes, what is beside the weights. With --stats, its weights as well.
     """
-    from modelzip_cli.cli.show import show
-    from modelzip_cli.cli.values import parse_form
+    from modelzip_cli.cli.show import show, write_reports
+    from modelzip_cli.cli.values import parse_form, parse_jobs, parse_report_files
     from modelzip_cli.inspection import inspect_file
     from modelzip_cli.report import SCHEMA_VERSION
 
-    chosen = parse_form(form, json)
-    found = [inspect_file(path, key=key) for path in paths]
-    if chosen == "json" and len(found) > 1:
-        runs = {"schema_version": SCHEMA_VERSION, "runs": [inspection.to_json() for inspection in found]}
-        show(chosen, lambda: runs, lambda: ())
-        return
-    for inspection in found:
-        from modelzip_cli.pages import inspection_blocks
+    chosen, files = parse_form(form, json), parse_report_files(report, ("json", "md"))
+    if stats:
+        from concurrent.futures import ThreadPoolExecutor
 
-        show(chosen, inspection.to_json, lambda inspection=inspection: inspection_blocks(inspection, verbose=verbose))  # type: ignore[misc]
+        with ThreadPoolExecutor(parse_jobs(jobs)) as executor:
+            found = [inspect_file(path, key=key, executor=executor) for path in paths]
+    else:
+        found = [inspect_file(path, key=key) for path in paths]
+
+    def values() -> dict[str, object]:
+        runs = [inspection.to_json() for inspection in found]
+        return runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
+
+    def blocks() -> list[Block]:
+        from modelzip_cli.pages.inspection import inspection_blocks
+
+        return [block for inspection in found for block in inspection_blocks(inspection, verbose=verbose)]
+
+    show(chosen, values, blocks)
+    write_reports(files, values, blocks)

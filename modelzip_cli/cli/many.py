@@ -85,7 +85,7 @@ def run_many(
         elif form == "jsonl":
             print(json.dumps({"schema_version": SCHEMA_VERSION, "summary": summary}))
         else:
-            from modelzip_cli.pages import batch_summary
+            from modelzip_cli.pages.batch import batch_summary
 
             print(batch_summary(summary))
     raise_for(results, reported=sends or not single)
@@ -99,7 +99,7 @@ def _show_single(result: Result, form: str, stream: TextIO, *, verbose: bool) ->
         else:
             print(f"{inert(str(result.job.output))}: {result.job.skipped}")
         return
-    from modelzip_cli.pages import report_blocks
+    from modelzip_cli.pages.run import report_blocks
 
     show(form, report.to_json, lambda: report_blocks(report, verbose=verbose), stream)
 
@@ -111,7 +111,7 @@ def _show_line(result: Result, form: str) -> None:
     if form == "jsonl":
         print(json.dumps(result.to_json()))
     else:
-        from modelzip_cli.pages import batch_line
+        from modelzip_cli.pages.batch import batch_line
 
         print(batch_line(result))
     sys.stdout.flush()

@@ -97,6 +97,14 @@ Format = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+ReportFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.{json,md,html}",
+        help="The report as a file as well; replaced if it exists. Repeatable.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the paths of outputs.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row for every tensor.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]

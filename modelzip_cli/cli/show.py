@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -30,3 +32,27 @@ def show(
     from modelzip_cli.render import write_blocks
 
     write_blocks(blocks(), form, stream)
+
+
+def write_reports(
+    files: Sequence[Path],
+    values: Callable[[], Any],
+    blocks: Callable[[], Sequence[Block]],
+    html: Callable[[], str] | None = None,
+) -> None:
+    """Write the report to each of `files`, in the form that its suffix says. Raises CannotWrite."""
+    from modelzip_cli.containers.atomic import write_text
+
+    for path in files:
+        if path.suffix == ".json":
+            text = json.dumps(values(), allow_nan=False, indent=1) + "\n"
+        elif path.suffix == ".html":
+            assert html is not None
+            text = html()
+        else:
+            from modelzip_cli.render import write_blocks
+
+            stream = io.StringIO()
+            write_blocks(blocks(), "md", stream)
+            text = stream.getvalue()
+        write_text(path, text, replace=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 from modelzip_cli.errors import UsageError, did_you_mean, inert
 
@@ -48,6 +49,16 @@ def parse_form(form: str, json: bool) -> str:
     if json and form not in ("auto", "json"):
         raise UsageError(f"--json and --format {form} exclude each other")
     return "json" if json else form
+
+
+def parse_report_files(paths: list[Path] | None, kinds: tuple[str, ...]) -> tuple[Path, ...]:
+    """Check the files of --report by their suffix, which says what is written. Raises UsageError."""
+    for path in paths or ():
+        if path.suffix.removeprefix(".") not in kinds:
+            raise UsageError(f"--report {inert(str(path))}: name a file that ends in .{', .'.join(kinds)}")
+        if not path.parent.is_dir():
+            raise UsageError(f"--report {inert(str(path))}: the folder {inert(str(path.parent))} does not exist")
+    return tuple(paths or ())
 
 
 def parse_jobs(jobs: int | None) -> int:

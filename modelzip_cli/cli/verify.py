@@ -55,7 +55,7 @@ def verify(
         ]
         return runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
 
-    from modelzip_cli.pages import verification_blocks
+    from modelzip_cli.pages.comparison import verification_blocks
 
     show(chosen, values, lambda: [block for one in found for block in verification_blocks(one)])
     bad = [one for one in found if one.bad]

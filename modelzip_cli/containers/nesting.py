@@ -161,8 +161,12 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
         names = [".".join(path) for path in likely]
         raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
     if not _holds_tensor(root, set()):
-        what = "" if unknown is None else f", only objects such as {inert(unknown.name)}"
-        raise UnsupportedCheckpoint(f"{label}: holds no state dict, and no tensors at all{what}")
+        what = f"{label}: holds no tensors at all"
+        if unknown is not None and (
+            unknown is root or (isinstance(root, dict) and unknown in map(root.get, PREFERRED))
+        ):
+            raise _only_its_code(f"{what}, but", unknown)
+        raise UnsupportedCheckpoint(what)
     if unknown is not None:
         raise _only_its_code(f"{label}: the weights are inside", unknown)
     raise UnsupportedCheckpoint(f"{label}: holds no state dict (a dict from names to tensors)")

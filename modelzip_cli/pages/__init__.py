@@ -1,0 +1,1 @@
+"""What reports show, as blocks for `render`. Every text that comes from a file passes through `inert` here."""

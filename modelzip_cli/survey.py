@@ -1,0 +1,168 @@
+"""What can be learnt of weights in one pass over them, before anything is decided: range, zeros, tails, waste."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip_cli.kernels import jit
+from modelzip_cli.kernels.histogram import BINS, bin_edges, empty_histogram, tally
+from modelzip_cli.kernels.rounding import extremes
+from modelzip_cli.kernels.widen import widen
+from modelzip_cli.report import finite, significant
+from modelzip_cli.schemes.granularity import WHOLE_ROW
+from modelzip_cli.source import Checkpoint
+from modelzip_cli.tensors import DType, TensorSpec
+
+FAR = 6.0  # times the root mean square; of Gaussian weights, one in 500 million lies farther out
+EXPONENTS = 256
+BARS = 16  # of the histogram in reports
+UNUSED_BITS = {  # dtype -> (bits of its integer that are zero where values came from another dtype, that dtype, range)
+    "f32": ((16, "bf16", 0.0, math.inf), (13, "f16", 2.0**-14, 65504.0)),
+    "f64": ((45, "bf16", 2.0**-126, 3.4e38), (42, "f16", 2.0**-14, 65504.0), (29, "f32", 2.0**-126, 3.4028235e38)),
+}
+
+
+@dataclass(frozen=True)
+class TensorSurvey:
+    """Figures of one float tensor, over its finite weights; `histogram` counts nonzero weights by exponent [256].
+
+    `rms` is the root mean square; `outliers` how many weights lie beyond six times that; `dead_rows` how many rows of
+    the matrix view (output channels) hold nothing but zeros; `came_from` the smaller dtype that holds every value.
+    """
+
+    name: str
+    weights: int
+    minimum: float
+    maximum: float
+    mean: float
+    rms: float
+    zeros: int
+    nonfinite: int
+    outliers: int
+    rows: int
+    dead_rows: int
+    exponent_entropy: float
+    came_from: str | None
+    histogram: NDArray[np.int64]
+
+    @property
+    def signal(self) -> float:
+        """The sum of squares."""
+        return self.rms * self.rms * (self.weights - self.nonfinite)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        low, bars = bars_of(self.histogram)
+        return {
+            "minimum": significant(self.minimum),
+            "maximum": significant(self.maximum),
+            "mean": significant(self.mean),
+            "rms": significant(self.rms),
+            "sparsity": finite(self.zeros / max(self.weights, 1), 6),
+            "nonfinite": self.nonfinite,
+            "outliers": finite(self.outliers / max(self.weights, 1), 9),
+            "rows": self.rows,
+            "dead_rows": self.dead_rows,
+            "exponent_entropy": finite(self.exponent_entropy, 4),
+            "came_from": self.came_from,
+            "histogram": {"log2_from": low, "counts": bars},
+        }
+
+
+def survey(source: Checkpoint, executor: Executor) -> dict[str, TensorSurvey]:
+    """Survey every float tensor of `source`, those of a tie once, one tensor a task on `executor`."""
+    ties: Mapping[str, str] = source.outer.ties if source.outer else {}
+    specs = [spec for name, spec in source.specs.items() if name not in ties and spec.dtype.kind == "float"]
+    jit.expect(sum(spec.size for spec in specs))
+    found = executor.map(lambda spec: survey_tensor(source, spec), specs)
+    return {spec.name: figures for spec, figures in zip(specs, found, strict=True)}
+
+
+def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
+    """Go through one tensor of a float dtype, slab by slab."""
+    counts, sums = empty_histogram()
+    columns = spec.matrix[1]
+    used = np.uint64(0)
+    squares, lowest, highest, zeros, dead = 0.0, math.inf, -math.inf, 0, 0
+    for first, last in spec.row_slabs():
+        bits = source.read(spec.name, first * columns, last * columns)
+        used |= np.uint64(np.bitwise_or.reduce(bits))
+        block = widen(bits.reshape(last - first, columns), spec.dtype)
+        counts, sums = tally(block, counts, sums)
+        zeros += block.size - int(np.count_nonzero(block))
+        low, high = extremes(block, WHOLE_ROW)
+        dead += int(np.count_nonzero((low == 0) & (high == 0)))
+        whole = block[np.isfinite(block)] if not (np.isfinite(low).all() and np.isfinite(high).all()) else block
+        if whole.size:
+            lowest, highest = min(lowest, float(whole.min())), max(highest, float(whole.max()))
+            squares += float(np.square(whole, dtype=np.float64).sum())
+    places = np.arange(BINS)
+    with np.errstate(invalid="ignore"):  # some bins are those of NaN
+        edges = np.abs(bin_edges(places).astype(np.float64))
+    is_number = np.isfinite(edges)
+    total = int(counts[is_number].sum())
+    rms = math.sqrt(squares / total) if total else 0.0
+    exponents = _by_exponent(counts)
+    return TensorSurvey(
+        name=spec.name,
+        weights=spec.size,
+        minimum=lowest if total else 0.0,
+        maximum=highest if total else 0.0,
+        mean=float(sums[is_number].sum()) / total if total else 0.0,
+        rms=rms,
+        zeros=zeros,
+        nonfinite=spec.size - total,
+        outliers=int(counts[is_number & (edges > FAR * rms)].sum()) if rms else 0,
+        rows=spec.matrix[0],
+        dead_rows=dead,
+        exponent_entropy=entropy(exponents),
+        came_from=_came_from(spec.dtype, int(used), edges[(counts > 0) & (edges > 0)]),
+        histogram=np.concatenate([[0], exponents[1:-1], [0]]),
+    )
+
+
+def _by_exponent(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Weights by their 8 bits of exponent, [256]; zeros and subnormals in the first, what is not finite in the last."""
+    halves = counts.reshape(2, EXPONENTS, BINS // (2 * EXPONENTS))  # negative weights come first, largest first
+    by_exponent: NDArray[np.int64] = halves[0].sum(axis=1)[::-1] + halves[1].sum(axis=1)
+    return by_exponent
+
+
+def entropy(counts: NDArray[np.int64]) -> float:
+    """Bits a symbol that `counts` need at least: -sum p log2 p."""
+    total = int(counts.sum())
+    return float(sum(n / total * math.log2(total / n) for n in counts.tolist() if n)) if total else 0.0
+
+
+def _came_from(dtype: DType, used: int, magnitudes: NDArray[np.float64]) -> str | None:
+    """The smaller dtype that holds every value, if there is one: its bits are never set, and the range fits."""
+    for bits, name, least, most in UNUSED_BITS.get(dtype.id, ()):
+        if used & ((1 << bits) - 1) == 0 and (
+            not magnitudes.size or (magnitudes.min() >= least and magnitudes.max() <= most)
+        ):
+            return name
+    return None
+
+
+def bars_of(histogram: NDArray[np.int64]) -> tuple[int | None, list[int]]:
+    """At most 16 bars over the range that is in use: (log2 of where they begin, counts). None without weights."""
+    (used,) = np.nonzero(histogram)
+    if not len(used):
+        return None, []
+    last = int(used[-1])
+    first = max(int(used[0]), last - BARS + 1)
+    bars = histogram[first : last + 1].copy()
+    bars[0] += histogram[:first].sum()  # the long tail towards 0
+    return first - 127, [int(n) for n in bars]
+
+
+def merged(histograms: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The histogram of several tensors together."""
+    return np.add.reduce(list(histograms)) if histograms else np.zeros(EXPONENTS, np.int64)
