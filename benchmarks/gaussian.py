@@ -30,13 +30,29 @@ INTEGERS = tuple(
     for mse in ("", "-mse")
 )
 FIXED = tuple(f"fixed{bits}{mse}" for bits in (4, 5, 6, 7, 8, 10, 12, 16) for mse in ("", "-mse", "-channel"))
-SCHEMES = (*INTEGERS, "int8", "int8-mse", "int8-tensor", "int8-g128", *FIXED, "binary", "binary-tensor", "fp16", "bf16")
+FEW_BITS = tuple(
+    f"{scheme}{group}"
+    for scheme in ("binary", "binary-m2", "ternary")
+    for group in ("", "-g32", "-g64", "-g128", "-tensor")
+)
+TABLES = (*(f"nf4{group}" for group in ("-g32", "", "-g128")), *(f"codebook{bits}" for bits in range(1, 9)))
+SCHEMES = (
+    *(*INTEGERS, "int8", "int8-mse", "int8-tensor", "int8-g128"),
+    *(*FIXED, *FEW_BITS, *TABLES, "fp8", "fp8-tensor", "fp16", "bf16"),
+)
 GOALS = {  # (sigma, scheme): least dB
     (1.0, "int8"): 40,
     (1.0, "int4-g128"): 19.6,
     (1.0, "int4-g128-mse"): 20.1,
     (1.0, "int4-g32"): 21,
     (1.0, "int2-g64"): 7.8,
+    (1.0, "nf4"): 20.5,
+    (1.0, "fp8"): 31,
+    (1.0, "codebook4"): 19.9,
+    (1.0, "codebook2"): 9.2,
+    (1.0, "ternary"): 7,
+    (1.0, "binary"): 4.3,
+    (1.0, "binary-m2"): 8.7,
     (0.02, "fixed8-mse"): 35,
     (0.02, "fixed4-mse"): 18,
 }

@@ -19,7 +19,7 @@ measure() {
 python=${PYTHON:-python}
 measure "$python" "$here/startup.py" --tmp "$tmp"
 measure "$python" "$here/gaussian.py"
-measure "$python" "$here/task_quality.py" --tmp "$tmp"
+measure "$python" "$here/quality.py" --print-only --tmp "$tmp"
 measure "$python" "$here/kernels.py"
 measure "$python" "$here/kernels.py" --keep-memory
 measure env MODELZIP_KERNELS=numpy "$python" "$here/kernels.py"

@@ -125,6 +125,8 @@ def inert(text: str, *, longest: int | None = None) -> str:
 
     `longest` caps the length in characters, for tables; None keeps all.
     """
+    if text.isascii() and text.isprintable():  # nearly always
+        return text if longest is None or len(text) <= longest else text[: longest - 1] + "…"
     shown = "".join(c if c.isprintable() and c not in _BIDI else repr(c)[1:-1].replace("'", "") for c in text)
     shown = "".join(f"\\u{ord(c):04x}" if c in _BIDI else c for c in shown)
     return shown if longest is None or len(shown) <= longest else shown[: longest - 1] + "…"

@@ -6,9 +6,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ class Settings:
     jobs: int = 1
     force: bool = False
     dry_run: bool = False
-    make_folders: bool = False  # of outputs that mirror a tree; a folder that stays empty is removed again
+    make_folders: bool = False  # the folders of outputs are made by whoever asked; a missing one is no mistake
     limits: Limits = Limits()
     begin: Begin = no_progress
 
@@ -115,28 +114,9 @@ def _carry_out(
 ) -> Report:
     if settings.dry_run:
         return _report(plan, source, target, planned_size(plan, source, target.container), None, started)
-    if target.path == STANDARD:
-        return _write(plan, source, target, settings, executor, started)
-    with _folder(target.path.parent, make=settings.make_folders):
+    if target.path != STANDARD:
         _check_space(plan, target.path)
-        return _write(plan, source, target, settings, executor, started)
-
-
-@contextmanager
-def _folder(folder: Path, *, make: bool) -> Iterator[None]:
-    """Make the folder of an output; take it away again when nothing came of it."""
-    missing = not folder.exists()
-    if make:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CannotWrite(f"{inert(str(folder))}: cannot make the folder: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        if make and missing:
-            with suppress(OSError):  # not empty: there is an output in it
-                folder.rmdir()
+    return _write(plan, source, target, settings, executor, started)
 
 
 def _write(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from modelzip_cli.containers.atomic import STANDARD
-from modelzip_cli.containers.hf_directory import HfDirectory, is_hugging_face, list_model
+from modelzip_cli.containers.hf_directory import NATIVE_INDEX, HfDirectory, is_hugging_face, list_model
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
-from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.layouts.native import DIGEST
 from modelzip_cli.layouts.native_source import NativeSource, is_native
 from modelzip_cli.tensors import Source, TensorSpec
 
@@ -83,6 +84,31 @@ def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False
             raise UsageError(directory_message(path))
         return HfDirectory(list_model(path), lambda shard: open_file(shard, key, keep_extras))
     return open_file(path, key, keep_extras)
+
+
+def is_compressed(path: Path) -> bool:
+    """Say whether modelzip wrote the checkpoint at `path`; False for what cannot be read.
+
+    A torch file is opened only if its pickle has the key of a manifest in it: following a pickle takes milliseconds.
+    """
+    try:
+        if path.is_dir():
+            return (path / NATIVE_INDEX).is_file()
+        file = SourceFile(path)
+        try:
+            if file.size >= 4 and file.read(0, 4) == b"PK\x03\x04":
+                from modelzip_cli.containers.zip_file import read_directory
+
+                pickles = [entry for name, entry in read_directory(file).items() if name.endswith("/data.pkl")]
+                if not any(DIGEST.encode() in file.read(entry.offset, entry.size) for entry in pickles):
+                    return False
+        finally:
+            file.close()
+        source = open_source(path)
+    except ModelzipError:
+        return False
+    source.close()
+    return source.compressed
 
 
 def files_of(source: Checkpoint) -> tuple[Checkpoint, ...]:

@@ -59,9 +59,24 @@ NAMES = [
     *("int8", "int8-asym", "int8-mse", "int8-tensor", "int8-g32", "int4", "int4-g64", "int4-g64-asym", "int3-g7"),
     *("int3-g100-mse", "int2-g1", "int5-channel-asym-mse", "int6-tensor-asym", "int7-g600", "int4-g999999999"),
     *("fixed8", "fixed8-mse", "fixed4-channel", "fixed5-channel-mse", "fixed12", "fixed16", "fixed9-n7", "fixed16-n-3"),
-    *("binary", "binary-tensor", "fp16", "bf16", "fp32"),
+    *("binary", "binary-tensor", "binary-g64", "binary-m2", "binary-m2-g7", "binary-m2-tensor"),
+    *("ternary", "ternary-tensor", "ternary-g100", "nf4", "nf4-g7", "fp8", "fp8-tensor"),
+    *(f"codebook{bits}" for bits in range(1, 9)),
+    *("fp16", "bf16", "fp32"),
 ]
-FEW = ["int8", "int4-g64-asym", "int2-g1", "int6-tensor-asym", "fixed5-channel-mse", "fixed16", "binary", *NAMES[-3:]]
+FEW = [
+    *(
+        "int8",
+        "int4-g64-asym",
+        "int2-g1",
+        "int6-tensor-asym",
+        "fixed5-channel-mse",
+        "fixed16",
+        "binary",
+        "binary-m2-g7",
+    ),
+    *("ternary", "nf4", "fp8", "codebook3", *NAMES[-3:]),
+]
 SCHEME_BITS = {name: parse_scheme(name).bits for name in NAMES} | {"int2-g1": 18}  # of a weight, or a little less
 
 
@@ -306,6 +321,65 @@ def test_a_type_that_torch_does_not_have_is_decoded_as_bytes_and_refused_where_t
         restore_file(source, tmp_path / "back.pth", Settings(), dtype=None, most_bytes=None)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "code"), [("fp8", 127), ("fp8", 255), ("ternary", 0b11), ("fixed8", 255), ("fixed4", 0b1111)]
+)
+def test_a_code_that_a_scheme_does_not_have_is_refused(decoder: Any, tmp_path: Path, scheme: str, code: int) -> None:
+    source = tmp_path / "model.safetensors"
+    save_file({"w": weights(64, 64)}, source)
+    path = compress(source, scheme)
+    data = bytearray(path.read_bytes())
+    arrays, _ = decoder.read_safetensors(bytes(data))
+    codes = arrays["w:codes"][2]
+    place = data.index(codes)
+    data[place] = code
+    path.write_bytes(data)
+    checksum = f"{zlib.crc32(data[place : place + len(codes)]):08x}"
+    rewrite(path, lambda manifest: manifest["tensors"]["w"]["parts"]["codes"].update(crc32=checksum))
+    with pytest.raises(ValueError, match=r"tensor w: a (code is out of range|weight is not finite)"):
+        decoder.decode(path)
+    with pytest.raises(ModelzipError, match=r"tensor w: a (code is out of range|weight is not finite)"):
+        load_file(path)
+
+
+def test_a_native_directory_is_as_the_page_says(decoder: Any, tmp_path: Path) -> None:
+    """Each shard is a native file of its own, and the index has the keys of the example."""
+    source, output = tmp_path / "model", tmp_path / "small"
+    source.mkdir()
+    shards = {"model-00001-of-00002": {"a": weights(64, 64)}, "model-00002-of-00002": {"b": weights(64, 64, seed=1)}}
+    for stem, tensors in shards.items():
+        save_file(tensors, source / f"{stem}.safetensors")
+    weight_map = {name: f"{stem}.safetensors" for stem, tensors in shards.items() for name in tensors}
+    index = {"metadata": {"total_size": 32768}, "weight_map": weight_map}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    (source / "config.json").write_text("{}")
+    compress_file(source, output, Recipe(scheme="nf4"), Settings(), command="quantize")
+
+    written = json.loads((output / "modelzip.index.json").read_text())
+    (example,) = (json.loads(text) for text in re.findall(r"```\n(\{.*?)```", PAGE, re.DOTALL))
+    assert set(written) == set(example)
+    assert written["index"] == example["index"] == "model.safetensors.index.json"
+    assert written["metadata"] == index["metadata"]
+    assert written["weight_map"] == {
+        name: f"{stem}.modelzip.safetensors" for stem, tensors in shards.items() for name in tensors
+    }
+    assert (output / "config.json").read_text() == "{}"
+    for name, file in written["weight_map"].items():
+        assert set(decoder.decode(output / file)) == {name}
+        assert_same(decoder.decode(output / file), output / file)
+        assert manifest_of(output / file)["source"]["name"] == weight_map[name]
+        assert manifest_of(output / file)["source"]["container"] == "safetensors"
+
+
+def test_the_levels_of_nf4_on_the_page_are_those_of_the_package(decoder: Any) -> None:
+    from modelzip_cli.schemes.fp8 import VALUES
+    from modelzip_cli.schemes.normal_float import LEVELS
+
+    (table,) = re.findall(r"```\n(-1\.0 .*?)```", PAGE, re.DOTALL)
+    assert np.array(table.split(), np.float32).tobytes() == LEVELS.tobytes() == decoder.TABLES["nf4"].tobytes()
+    assert np.array_equal(decoder.TABLES["fp8"], VALUES, equal_nan=True)
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest of a native file and make its checksum right again."""
     data = path.read_bytes()
@@ -321,7 +395,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_the_decoder_is_short_and_needs_only_numpy() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 200
+    assert len(text.splitlines()) <= 230
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -386,6 +460,11 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         manifest_of(compress(trainer_pth(folder / "a.pth"), "int4", key="model_state_dict", **asked)),
         manifest_of(compress(bf16_safetensors(folder / "b.safetensors"), "binary")),
         manifest_of(compress(tied_pth(folder / "c.pth"), "fixed8")),
+        *(
+            manifest_of(compress(bf16_safetensors(folder / f"{name}.safetensors"), name))
+            for name in ("binary-m2", "nf4")
+        ),
+        manifest_of(compress(bf16_safetensors(folder / "d.safetensors"), "codebook4")),
     ]
 
 

@@ -27,7 +27,17 @@ DTYPES = {
     **{f"{kind}{bits}": (bits, f"<{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
     **{"c32": (32, "<u4"), "c64": (64, "<c8"), "c128": (128, "<c16")},
 }
-SCHEME = re.compile(r"(int|fixed|binary|fp16|bf16|fp32)(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-n-?\d+)*)")
+KINDS = "int|fixed|binary|ternary|codebook|nf4|fp8|fp16|bf16|fp32"
+SCHEME = re.compile(rf"({KINDS})(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-m2|-n-?\d+)*)")
+# [5] What a code of nf4 and one of fp8 stands for; two of the latter are NaN
+NF4 = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
+    -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725 0.24611230194568634 0.33791524171829224
+    0.44070982933044434 0.5626170039176941 0.7229568362236023 1.0"""
+E4M3 = [(code & 7) / 512 if code < 8 else (8 + (code & 7)) / 8 * 2.0 ** ((code >> 3) - 7) for code in range(127)]
+TABLES = {
+    "nf4": np.array(NF4.split(), np.float32),
+    "fp8": np.array([*E4M3, np.nan, *(-value for value in E4M3), np.nan], np.float32),
+}
 
 
 def require(condition: bool, what: str) -> None:
@@ -93,13 +103,20 @@ class Scheme:
         found = SCHEME.fullmatch(name)
         require(found is not None, f"no scheme {name!r}")
         self.kind, width, options = found.groups() if found else ("", "", "")
-        group = re.search(r"-g(\d+)", options)  # params of a group are bf16, others float32
         self.plain = {"fp16": "f16", "bf16": "bf16", "fp32": "f32"}.get(self.kind)
-        self.bits = int(width or 1)
-        self.levels = 2**self.bits - (self.kind == "fixed")
+        self.terms = 2 if "-m2" in options else 1
+        self.bits = int(width or {"ternary": 2, "nf4": 4, "fp8": 8}.get(self.kind, self.terms))
+        self.levels = 2**self.bits - (self.kind in ("fixed", "ternary"))
+        group = re.search(r"-g(\d+)", options or ("-g64" if self.kind == "nf4" else ""))
         self.group = int(group[1]) if group else columns
         self.per_row = "-channel" in options if self.kind == "fixed" else "-tensor" not in options
-        self.params = {"fraction_bits": "i16"} if self.kind == "fixed" else {"scale": "bf16" if group else "f32"}
+        self.per_row &= self.kind != "codebook"
+        if self.kind == "fixed":
+            self.params = {"fraction_bits": "i16"}
+        elif self.kind == "codebook":
+            self.params = {"codebook": "f32"}
+        else:  # params of a group are bf16, others float32
+            self.params = dict.fromkeys(("scale", "scale2")[: self.terms], "bf16" if group else "f32")
         if "-asym" in options:
             self.params["zero_point"] = "u8"
 
@@ -108,28 +125,39 @@ class Scheme:
         if self.plain:
             return {"values": (self.plain, shape)}
         rows, columns = matrix(shape)
-        shape = [rows if self.per_row else 1, -(-columns // self.group)]
-        params = {name: (dtype, shape) for name, dtype in self.params.items()}
+        groups = self.levels if self.kind == "codebook" else -(-columns // self.group)
+        params = {name: (dtype, [rows if self.per_row else 1, groups]) for name, dtype in self.params.items()}
         return params | {"codes": ("u8", [rows, -(-columns * self.bits // 8)])}
 
     def decode(self, parts: dict[str, Array], columns: int) -> Array:
         """The weights, float32 [rows, columns]."""
         codes = unpack(parts["codes"], self.bits, columns)
         require(int(codes.max()) < self.levels, "a code is out of range")
+        require(all(bool(np.isfinite(parts[name]).all()) for name in self.params), "a param is not finite")
+        if self.kind == "codebook":
+            return parts["codebook"][0][codes] + np.float32(0)  # -0 becomes +0
         if self.kind == "fixed":
             n = parts["fraction_bits"].astype(np.int32)
             require(n.min() >= -125 and n.max() <= 126, "fraction_bits are out of range")
             parts = {"scale": np.ldexp(np.float32(1), -n)}
-        scale = parts["scale"]
-        require(bool(np.isfinite(scale).all()), "a scale is not finite")
-        if self.kind == "binary":
-            return np.where(codes == 1, scale, -scale)
         group = np.arange(columns) // self.group  # of each column
-        zero_point = parts["zero_point"][:, group] if "zero_point" in parts else np.array(self.levels // 2)
-        with np.errstate(over="ignore"):
-            weights: Array = (codes.astype(np.float32) - zero_point.astype(np.float32)) * scale[:, group]
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = self.factors(codes, parts, group) * parts["scale"][:, group]
+            if self.terms == 2:
+                weights += (2 * (codes & 1).astype(np.float32) - 1) * parts["scale2"][:, group]
         require(bool(np.isfinite(weights).all()), "a weight is not finite")
-        return weights + np.float32(0)  # -0 becomes +0
+        result: Array = weights + np.float32(0)
+        return result
+
+    def factors(self, codes: Array, parts: dict[str, Array], group: Array) -> Array:
+        """What `scale` is multiplied by, float32 [rows, columns]."""
+        if self.kind in TABLES:
+            return TABLES[self.kind][codes]
+        if self.kind == "binary":
+            return 2 * (codes >> self.terms - 1).astype(np.float32) - 1
+        zero_point = parts["zero_point"][:, group] if "zero_point" in parts else np.array(self.levels // 2)
+        factors: Array = codes.astype(np.float32) - zero_point.astype(np.float32)
+        return factors
 
 
 def unpack(packed: Array, bits: int, columns: int) -> Array:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoint files, or with -r directories.")]
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH...", help="Checkpoint files or Hugging Face directories; - is standard input."),
+]
+ManyPaths = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="PATH...",
+        help="Checkpoint files, Hugging Face directories, or with -r any directories; - is standard input.",
+        show_default=False,
+    ),
+]
 OnePath = Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint file.")]
 Output = Annotated[
     Path | None,
@@ -15,7 +26,8 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="PATH",
-        help="The output (one input). Its suffix says the container: .safetensors, or .pth .pt .bin .ckpt.",
+        help="The output (one input). Its suffix says the container: .safetensors, or .pth .pt .bin .ckpt; none is a "
+        "directory, - standard output.",
     ),
 ]
 OutputDir = Annotated[
@@ -26,6 +38,9 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing out
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Leave existing outputs and go on.")]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="Take every checkpoint below the given directories.")
+]
+FileList = Annotated[
+    Path | None, typer.Option("--filelist", metavar="FILE", help="More inputs, one path a line; - is standard input.")
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", metavar="GLOB", help="With -r: only these files. Repeatable.")

@@ -13,6 +13,7 @@ from modelzip_cli.cli.options import (
     DryRun,
     Exclude,
     FailUnder,
+    FileList,
     Force,
     Format,
     GroupSize,
@@ -22,15 +23,16 @@ from modelzip_cli.cli.options import (
     KeepExtras,
     Key,
     Layout,
+    ManyPaths,
     MaxSize,
     NoProgress,
     Only,
     Output,
     OutputDir,
-    Paths,
     Quiet,
     RecipeFile,
     Recursive,
+    ReportFiles,
     SaveRecipe,
     SchemeName,
     Set,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    paths: Paths,
+    paths: ManyPaths = None,
     scheme: SchemeName = None,
     bits: Bits = None,
     group_size: GroupSize = None,
@@ -60,6 +62,7 @@ def quantize(
     force: Force = False,
     skip_existing: SkipExisting = False,
     recursive: Recursive = False,
+    filelist: FileList = None,
     include: Include = None,
     exclude: Exclude = None,
     key: Key = None,
@@ -72,6 +75,7 @@ def quantize(
     form: Format = "auto",
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportFiles = None,
     verbose: Verbose = False,
     no_progress: NoProgress = False,
     debug: Debug = False,
@@ -81,9 +85,9 @@ def quantize(
     Without options: int8, written as MODEL.int8.safetensors beside the source. `modelzip restore` gives plain tensors
     back.
     """
-    from modelzip_cli.batch import output_name
-    from modelzip_cli.cli.many import run_many, select
-    from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_size
+    from modelzip_cli.batch.names import output_name
+    from modelzip_cli.cli.many import Shown, run_many, select
+    from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_report_files, parse_size
     from modelzip_cli.recipe import Recipe, parse_rule
     from modelzip_cli.single import METRICS, Limits, Settings, compress_file
 
@@ -106,6 +110,7 @@ def quantize(
     )
     selection = select(
         paths,
+        filelist,
         recursive,
         include,
         exclude,
@@ -116,6 +121,7 @@ def quantize(
         dry_run=dry_run,
     )
     settings = Settings(parse_jobs(jobs), force, dry_run, output_dir is not None, limits)
+    files = parse_report_files(report, ("json", "md", "html"))
     if save_recipe is not None:
         _save_recipe(save_recipe, asked, force=force)
     run_many(
@@ -123,10 +129,9 @@ def quantize(
         lambda path: output_name(path, asked),
         lambda job, running: compress_file(job.path, job.output, asked, running, command="quantize"),
         settings,
-        form=parse_form(form, json),
-        quiet=quiet,
-        verbose=verbose,
-        progress_shown=not (no_progress or quiet),
+        Shown(parse_form(form, json), quiet, verbose, not (no_progress or quiet), files),
+        command="quantize",
+        recipe=asked.to_json(),
     )
 
 

@@ -10,17 +10,19 @@ from modelzip_cli.cli.options import (
     Debug,
     DryRun,
     Exclude,
+    FileList,
     Force,
     Format,
     Include,
     Jobs,
     Json,
+    ManyPaths,
     NoProgress,
     Output,
     OutputDir,
-    Paths,
     Quiet,
     Recursive,
+    ReportFiles,
     SkipExisting,
     Verbose,
 )
@@ -28,7 +30,7 @@ from modelzip_cli.errors import UsageError, inert
 
 
 def restore(
-    paths: Paths,
+    paths: ManyPaths = None,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", metavar="f32|f16|bf16", help="Float tensors in this dtype instead of their own."),
@@ -46,6 +48,7 @@ def restore(
     force: Force = False,
     skip_existing: SkipExisting = False,
     recursive: Recursive = False,
+    filelist: FileList = None,
     include: Include = None,
     exclude: Exclude = None,
     dry_run: DryRun = False,
@@ -53,6 +56,7 @@ def restore(
     form: Format = "auto",
     json: Json = False,
     quiet: Quiet = False,
+    report: ReportFiles = None,
     verbose: Verbose = False,
     no_progress: NoProgress = False,
     debug: Debug = False,
@@ -62,16 +66,18 @@ def restore(
     Container, nesting and dtypes are those of the original source. A file that is not compressed is converted, as in
     `modelzip restore model.bin -o model.safetensors`. Every checksum is verified; a damaged file is refused.
     """
-    from modelzip_cli.batch import restored_name
-    from modelzip_cli.cli.many import run_many, select
-    from modelzip_cli.cli.values import parse_form, parse_jobs, parse_size
+    from modelzip_cli.batch.names import restored_name
+    from modelzip_cli.cli.many import Shown, run_many, select
+    from modelzip_cli.cli.values import parse_form, parse_jobs, parse_report_files, parse_size
     from modelzip_cli.single import Settings, restore_file
 
     if dtype not in (None, "f32", "f16", "bf16"):
         raise UsageError(f"--dtype {inert(dtype)!r}: there are f32, f16, bf16")
     most_bytes = None if max_output_size is None else parse_size(max_output_size, "--max-output-size")
+    files = parse_report_files(report, ("json", "md", "html"))
     selection = select(
         paths,
+        filelist,
         recursive,
         include,
         exclude,
@@ -86,8 +92,7 @@ def restore(
         restored_name,
         lambda job, running: restore_file(job.path, job.output, running, dtype=dtype, most_bytes=most_bytes),
         Settings(parse_jobs(jobs), force, dry_run, output_dir is not None),
-        form=parse_form(form, json),
-        quiet=quiet,
-        verbose=verbose,
-        progress_shown=not (no_progress or quiet),
+        Shown(parse_form(form, json), quiet, verbose, not (no_progress or quiet), files),
+        command="restore",
+        recipe={"dtype": dtype},
     )

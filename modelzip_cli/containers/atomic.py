@@ -18,7 +18,7 @@ from modelzip_cli.errors import CannotWrite, OutputExists, inert
 STANDARD = Path("-")  # standard input or output
 PIECE = 1 << 20
 PREFIX, SUFFIX = ".modelzip-", ".tmp"
-TEMPORARY = re.compile(re.escape(PREFIX) + r"\d+-[0-9a-f]{16}" + re.escape(SUFFIX))
+TEMPORARY = re.compile(re.escape(PREFIX) + r"(\d{1,9})-[0-9a-f]{16}" + re.escape(SUFFIX))
 
 
 FLUSH_BYTES = 32 << 20  # written bytes that are worth bringing to the disk while others are still encoded
@@ -309,13 +309,27 @@ def write_text(path: Path, text: str, *, replace: bool) -> None:
         output.abort()
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add lines to the end of a log, in one call of the system. Raises CannotWrite."""
+    with _errors_of(inert(str(path))):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, text.encode("utf-8", "backslashreplace"))
+        finally:
+            os.close(descriptor)
+
+
 def remove_stale(folder: Path) -> None:
-    """Remove temporaries in `folder` that a killed process left: those whose lock nobody holds."""
+    """Remove temporaries in `folder` that a killed process left: it is gone, and nobody holds their lock.
+
+    The number of the process alone would be wrong where several machines share a folder, the lock alone in the moment
+    between making a temporary and locking it.
+    """
     try:
-        names = [name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]
+        found = [match for name in os.listdir(folder) if (match := TEMPORARY.fullmatch(name))]
     except OSError:
         return  # creating the output will say what is wrong with the folder
-    for name in names:
+    for name in (match[0] for match in found if not _is_running(int(match[1]))):
         with contextlib.suppress(OSError):
             descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -323,6 +337,16 @@ def remove_stale(folder: Path) -> None:
                 remove_tree(folder / name)
             finally:
                 os.close(descriptor)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # of another user
+    return True
 
 
 class _Flusher:

@@ -161,7 +161,7 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
         names = [".".join(path) for path in likely]
         raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
     if not _holds_tensor(root, set()):
-        what = f"{label}: holds no tensors at all"
+        what = f"{label}: holds no state dict, and no tensors at all"
         if unknown is not None and (
             unknown is root or (isinstance(root, dict) and unknown in map(root.get, PREFERRED))
         ):

@@ -1,8 +1,7 @@
 """Codebook: the best levels for the weights of a tensor, found by k-means.
 
-Source: Han, Mao, Dally, Deep Compression, 2016, arXiv:1510.00149, section 3 (weight sharing by k-means); Lloyd, Least
-Squares Quantization in PCM, 1982, method I. It starts from levels as dense as the fourth root of the density, near the
-third root that is best for many levels (Panter, Dite, 1951); a square root is exact on any CPU, a cube root is not.
+Source: Han, Mao, Dally, Deep Compression, 2016, arXiv:1510.00149, section 3 (weight sharing by k-means); Wang, Song,
+Ckmeans.1d.dp, The R Journal 3(2), 2011 (on a line, dynamic programming finds the best of all k-means).
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.errors import BadOption
-from modelzip_cli.kernels.histogram import bin_edges, empty_histogram, tally
+from modelzip_cli.kernels.histogram import empty_histogram, tally
+from modelzip_cli.kernels.partition import best_runs
 from modelzip_cli.kernels.tables import look_up, midpoints, nearest
 from modelzip_cli.schemes.base import Codes, Params, ParamSpec, Scheme
 from modelzip_cli.schemes.granularity import WHOLE_ROW
@@ -26,17 +26,14 @@ from modelzip_cli.tensors import F32
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
-STEPS = 300  # of Lloyd at most; they cost microseconds, because they see bins and not weights
-Ends = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class Codebook(Scheme):
     """`w ~ codebook[code]`, 2^bits levels for the tensor, ascending, float32 [1, 2^bits].
 
-    The weights are counted in 65,536 bins (sign, exponent, 7 bits of mantissa); Lloyd's alternation moves borders and
-    levels until no bin changes its level. A level is the mean of its weights, except that one whose weights are for
-    the most part exact zeros is 0. Codes are the nearest level. With no more different bins than levels, every bin has
+    The weights are counted in 65,536 bins (sign, exponent, 7 bits of mantissa), and the bins are cut into runs of least
+    squared error. A level is the mean of its weights, except that one whose weights are for the most part exact zeros
+    is 0. Codes are the nearest level. With no more different bins than levels, every bin has
     its own. Gaussian weights keep 20.2 dB at 4 bits, 9.3 dB at 2. Raises BadOption for bits outside 1..8.
     """
 
@@ -79,7 +76,7 @@ class Codebook(Scheme):
         (places,) = np.nonzero(counts)
         if not len(places):
             return {"codebook": np.zeros((1, self.levels), np.float32)}
-        found = _k_means(places, counts[places], sums[places], zeros, self.levels)
+        found = _k_means(counts[places], sums[places], zeros, self.levels)
         levels = np.pad(found, (0, self.levels - len(found)), mode="edge")
         return {"codebook": levels.reshape(1, -1)}
 
@@ -92,36 +89,11 @@ class Codebook(Scheme):
         return look_up(codes, params["codebook"][0], np.ones((len(codes), 1), np.float32), WHOLE_ROW)
 
 
-def _k_means(
-    places: Ends, counts: NDArray[np.int64], sums: NDArray[np.float64], zeros: int, levels: int
-) -> NDArray[np.float32]:
+def _k_means(counts: NDArray[np.int64], sums: NDArray[np.float64], zeros: int, levels: int) -> NDArray[np.float32]:
     """At most `levels` ascending levels for bins with `counts` weights that add up to `sums`; `zeros` weights are 0."""
-    means = sums / counts
-    totals = np.concatenate([[0], np.cumsum(counts)])
-    moments = np.concatenate([[0.0], np.cumsum(sums)])
-    ends = _first_ends(places, counts, min(levels, len(places)))
-    for _ in range(STEPS):
-        centers = (moments[ends[1:]] - moments[ends[:-1]]) / (totals[ends[1:]] - totals[ends[:-1]])
-        inner = np.searchsorted(means, (centers[:-1] + centers[1:]) / 2, side="right")
-        moved = np.concatenate([[0], inner, [len(means)]])
-        if (moved[1:] <= moved[:-1]).any() or (moved == ends).all():  # a level lost all its weights, or all is settled
-            break
-        ends = moved
     found = []
-    for begin, end in pairwise(ends):
-        size = int(totals[end] - totals[begin])
-        is_zero = means[begin] <= 0 <= means[end - 1] and 2 * zeros >= size
+    for begin, end in pairwise(best_runs(counts, sums, min(levels, len(counts)))):
+        size = int(counts[begin:end].sum())
+        is_zero = sums[begin] <= 0 <= sums[end - 1] and 2 * zeros >= size
         found.append(0.0 if is_zero else math.fsum(sums[begin:end]) / size)
     return np.array(found, np.float32)
-
-
-def _first_ends(places: Ends, counts: NDArray[np.int64], levels: int) -> Ends:
-    """Cut the bins into `levels` runs that hold equal shares of the fourth root of the density; none is empty."""
-    widths = np.maximum(np.abs(bin_edges(places).astype(np.float64)) / 128, 1e-45)
-    share = np.sqrt(np.sqrt(counts)) * np.sqrt(widths) * np.sqrt(np.sqrt(widths))
-    reached = np.cumsum(share)
-    inner = np.searchsorted(reached, reached[-1] * np.arange(1, levels) / levels)
-    steps = np.arange(1, levels)
-    inner = np.maximum.accumulate(np.maximum(inner, 1) - steps) + steps  # each run begins after the one before
-    inner = np.minimum(inner, len(places) - levels + steps)
-    return np.concatenate([[0], inner, [len(places)]])

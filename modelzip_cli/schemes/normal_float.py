@@ -1,4 +1,4 @@
-"""NormalFloat: 16 levels at the quantiles of a normal distribution, times a scale for each group.
+"""NormalFloat: 16 levels at normal quantiles, times a scale a group.
 
 Source: Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 3 and appendix E, which lists the levels.
 """

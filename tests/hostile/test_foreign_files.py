@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from modelzip_cli.errors import ModelzipError
 from tests.hostile.makers import Member, read_all, torch_members, zip_of

@@ -100,6 +100,18 @@ def counted(draw: st.DrawFn) -> Arguments:
 
 
 @st.composite
+def binned(draw: st.DrawFn) -> Arguments:
+    """Running counts and sums of ascending bins, and a number of runs."""
+    bins = draw(st.integers(1, 40))
+    counts = draw(hnp.arrays(np.float64, bins, elements=st.integers(1, 1000).map(float)))
+    means = np.sort(
+        draw(hnp.arrays(np.float32, bins, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+    )
+    totals = [np.concatenate([[0.0], np.cumsum(terms)]) for terms in (counts, counts * means)]
+    return *totals, draw(st.integers(1, bins))
+
+
+@st.composite
 def two_slabs(draw: st.DrawFn) -> Arguments:
     """Weights and restored weights in one row, from none to several times as many as there are lanes."""
     size = draw(st.integers(0, 200))
@@ -119,6 +131,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "tables.look_up": coded(),
     "small_floats._to_e4m3": grid([3]).map(lambda found: (*found[:2], found[4])),
     "histogram._tally": counted(),
+    "partition._last_starts": binned(),
     "widen.widen_bf16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.widen_f16": hnp.arrays(np.uint16, shapes(), elements=BITS16).map(lambda bits: (bits,)),
     "widen.narrow_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),

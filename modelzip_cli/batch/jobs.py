@@ -1,29 +1,20 @@
-"""One or many checkpoints: which files, where outputs go, and one failing file that does not stop the others."""
+"""From the arguments of a command line to jobs: inputs, outputs, and every collision before the first write."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
+from modelzip_cli.batch.journal import Journal
 from modelzip_cli.containers.atomic import STANDARD
 from modelzip_cli.containers.hf_directory import is_hugging_face
-from modelzip_cli.errors import (
-    BatchFailed,
-    FileNotThere,
-    ModelzipError,
-    OutputExists,
-    OutputIsSource,
-    UsageError,
-    inert,
-)
-from modelzip_cli.output import SUFFIXES, TORCH_SUFFIXES
-from modelzip_cli.recipe import Recipe
-from modelzip_cli.report import SCHEMA_VERSION, Report
-from modelzip_cli.source import directory_message
+from modelzip_cli.errors import FileNotThere, ModelzipError, OutputExists, OutputIsSource, UsageError, inert
+from modelzip_cli.output import SUFFIXES
+from modelzip_cli.source import directory_message, is_compressed
 
 
 @dataclass(frozen=True)
@@ -39,6 +30,13 @@ class Selection:
     force: bool = False
     skip_existing: bool = False
     dry_run: bool = False
+
+    @property
+    def journal_folder(self) -> Path | None:
+        """Where the journal of a batch is kept: with the outputs, else in the first directory that is searched."""
+        if self.output_dir is not None:
+            return self.output_dir
+        return next((path for path in self.paths if self.recursive and path != STANDARD and path.is_dir()), None)
 
 
 @dataclass(frozen=True)
@@ -57,29 +55,6 @@ class Job:
     output: Path
     refused: ModelzipError | None = None
     skipped: str | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one job."""
-
-    job: Job
-    report: Report | None = None
-    error: ModelzipError | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A report, or what stands in its place."""
-        if self.report is not None:
-            return self.report.to_json()
-        source = {"path": inert(str(self.job.path))}
-        if self.error is not None:
-            return {"schema_version": SCHEMA_VERSION, "source": source, "error": describe_error(self.error)}
-        return {"schema_version": SCHEMA_VERSION, "source": source, "skipped": self.job.skipped}
-
-
-def describe_error(error: ModelzipError) -> dict[str, Any]:
-    """An error as JSON reports show it."""
-    return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}
 
 
 def find_inputs(selection: Selection) -> list[Item]:
@@ -108,6 +83,15 @@ def find_inputs(selection: Selection) -> list[Item]:
     return list(found.values())
 
 
+def read_filelist(path: Path) -> tuple[Path, ...]:
+    """The paths in a file, one a line; `-` reads standard input. Raises UsageError when it cannot be read."""
+    try:
+        raw = sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--filelist {inert(str(path))}: cannot be read: {error.strerror}") from None
+    return tuple(Path(os.fsdecode(line)) for line in raw.splitlines() if line.strip())
+
+
 def _walk(folder: Path) -> Iterator[Item]:
     if is_hugging_face(folder):
         yield Item(folder, folder)
@@ -133,11 +117,14 @@ def _is_wanted(item: Item, selection: Selection) -> bool:
     return not selection.include or any(fnmatchcase(name, pattern) for name in names for pattern in selection.include)
 
 
-def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Path], str]) -> list[Job]:
+def plan_jobs(
+    items: Sequence[Item], selection: Selection, name_of: Callable[[Path], str], journal: Journal | None = None
+) -> list[Job]:
     """Give every input its output, and find every collision before the first write.
 
-    `name_of` derives an output's file name from its source. Raises UsageError and its kin for two inputs with one
-    output, for an output that is one of the inputs, and for outputs that exist.
+    `name_of` derives an output's file name from its source; what the `journal` has as done is not done again. Raises
+    UsageError and its kin for two inputs with one output, for an output that is one of the inputs, and for outputs
+    that exist.
     """
     if selection.output is not None and len(items) != 1:
         raise UsageError(f"-o names one output, but there are {len(items)} inputs; use --output-dir")
@@ -147,7 +134,7 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
     inputs = {os.path.realpath(item.path): item.path for item in items}
     outputs: dict[str, Path] = {}
     existing = []
-    for job in jobs:
+    for number, job in enumerate(jobs):
         if job.refused or job.skipped or job.output == STANDARD:
             continue
         real, shown = os.path.realpath(job.output), inert(str(job.output))
@@ -159,6 +146,9 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
                 "do them in two runs with different --output-dir"
             )
         outputs[real] = job.path
+        if journal is not None and not selection.force and journal.is_done(job.path, job.output):
+            jobs[number] = replace(job, skipped="done before")
+            continue
         if os.path.lexists(job.output) and not selection.force and not selection.dry_run:
             existing.append(shown)
     if existing:
@@ -170,7 +160,7 @@ def plan_jobs(items: Sequence[Item], selection: Selection, name_of: Callable[[Pa
 
 
 def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Job:
-    if item.folder is not None and is_modelzip_output(item.path):
+    if item.folder is not None and is_compressed(item.path):
         return Job(item.path, item.path, skipped="already compressed by modelzip")
     if item.path == STANDARD:
         return Job(STANDARD, selection.output or STANDARD)
@@ -192,96 +182,3 @@ def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Jo
 def _beside(path: Path, name: str) -> Path:
     """Where an output called `name` lies without --output-dir; `.` and `..` have no name of their own."""
     return (path if path.name not in ("", "..") else Path(os.path.abspath(path))).with_name(name)
-
-
-def is_modelzip_output(path: Path) -> bool:
-    """Say whether a file found in a directory is one of ours, which a second run must not compress again."""
-    from modelzip_cli.source import open_source
-
-    try:
-        source = open_source(path)
-    except ModelzipError:
-        return False  # doing it will say what is wrong
-    source.close()
-    return source.compressed
-
-
-def run_jobs(jobs: Sequence[Job], do: Callable[[Job], Report]) -> Iterator[Result]:
-    """Do the jobs in order; an error of one is its result, not the end."""
-    for job in jobs:
-        if job.skipped:
-            yield Result(job)
-            continue
-        try:
-            if job.refused:
-                raise job.refused
-            yield Result(job, report=do(job))
-        except ModelzipError as error:
-            yield Result(job, error=error)
-        except BrokenPipeError:  # whoever reads standard output went away: nobody is left to tell
-            raise
-        except OSError as error:
-            yield Result(job, error=ModelzipError(f"{inert(str(job.path))}: {error.strerror or error}"))
-
-
-def summarize(results: Sequence[Result]) -> dict[str, Any]:
-    """The closing figures of a batch."""
-    done = [result.report for result in results if result.report is not None]
-    return {
-        "done": len(done),
-        "skipped": sum(result.job.skipped is not None for result in results),
-        "failed": sum(result.error is not None for result in results),
-        "bytes_before": sum(report.source.bytes for report in done),
-        "bytes_after": sum(report.output.bytes for report in done if report.output),
-    }
-
-
-def raise_for(results: Sequence[Result], *, reported: bool = False) -> None:
-    """Raise the error of a single job, or BatchFailed when some of many failed.
-
-    `reported`: nothing more may be said on standard output, where the error stands or the weights go.
-    """
-    failed = [result.error for result in results if result.error is not None]
-    if failed and len(results) == 1:
-        failed[0].reported = failed[0].reported or reported
-        raise failed[0]
-    if failed:
-        raise BatchFailed(f"{len(failed)} of {len(results)} files failed", reported=True)
-
-
-def derived_name(path: Path, tag: str, suffix: str) -> str:
-    """Stem of the source + tag + suffix: model.pth, int8, .safetensors -> model.int8.safetensors; none of a folder."""
-    if path.is_dir():
-        return f"{Path(os.path.abspath(path)).name}.{tag}"
-    name = path.name.removesuffix(".tar") if path.name.endswith(".pth.tar") else path.name
-    stem = name[: -len(Path(name).suffix)] if Path(name).suffix in (*SUFFIXES, ".pt2") else name
-    return f"{stem}.{tag}{suffix}"
-
-
-def output_name(path: Path, recipe: Recipe) -> str:
-    """The name of a compressed output: native files are safetensors, dense ones are like their source."""
-    suffix = ".safetensors" if recipe.layout == "native" else _suffix_like(path)
-    return derived_name(path, recipe.scheme, suffix)
-
-
-def restored_name(path: Path) -> str:
-    """The name of a restored file: the container of the original source, and its suffix where that is a known one."""
-    from modelzip_cli.layouts.native_source import NativeSource
-    from modelzip_cli.source import open_source
-
-    source = open_source(path)
-    source.close()
-    if not isinstance(source, NativeSource) or source.manifest["source"]["container"] != "torch":
-        return derived_name(path, "restored", ".safetensors")
-    suffix = Path(str(source.manifest["source"].get("name"))).suffix
-    return derived_name(path, "restored", suffix if suffix in TORCH_SUFFIXES else ".pth")
-
-
-def _suffix_like(path: Path) -> str:
-    if path.suffix in SUFFIXES or path.is_dir():
-        return path.suffix
-    from modelzip_cli.source import open_source
-
-    source = open_source(path)
-    source.close()
-    return ".pth" if source.container == "torch" else ".safetensors"
