@@ -43,6 +43,7 @@ def test_a_folder_of_good_odd_and_broken_files_goes_through_with_a_row_for_each(
         "cnn.int8.safetensors",
         "deep/er/trainer.int8.safetensors",
         "deep/lm.int8.safetensors",
+        "modelzip.jsonl",
     ]
 
 
