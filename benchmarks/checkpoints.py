@@ -2,8 +2,11 @@
 
     python benchmarks/checkpoints.py OUT.safetensors --weights 500000000
     python benchmarks/checkpoints.py OUT.pth --tensors 300
+    python benchmarks/checkpoints.py OUT.legacy.pth --weights 500000000
+    python benchmarks/checkpoints.py OUT --weights 500000000
 
-A .pth needs memory for the whole model, since torch.save does; a .safetensors does not.
+Without a suffix it is a Hugging Face directory in four shards. A .pth needs memory for the whole model, since torch.save
+does; a .safetensors does not.
 """
 
 from __future__ import annotations
@@ -66,13 +69,29 @@ def write_safetensors(path: Path, shapes: Shapes) -> None:
             file.write(bits.data)
 
 
+def write_directory(path: Path, shapes: Shapes, shards: int = 4) -> None:
+    """Write shards of about the same number of tensors, and their index."""
+    path.mkdir()
+    names = list(shapes)
+    weight_map = {}
+    for shard in range(shards):
+        part = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        write_safetensors(path / file, {name: shapes[name] for name in part})
+        weight_map |= dict.fromkeys(part, file)
+    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (path / "config.json").write_text("{}")
+
+
 def write_torch(path: Path, shapes: Shapes) -> None:
-    """Save a state dict with torch."""
+    """Save a state dict with torch, in the format from before 1.6 if the name ends in `.legacy.pth`."""
     import torch
 
     tensors = (torch.from_numpy(bits.astype(np.int16)).view(torch.bfloat16) for bits in contents(shapes))
     torch.save(
-        {name: tensor.reshape(shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)}, path
+        {name: tensor.reshape(shape) for (name, shape), tensor in zip(shapes.items(), tensors, strict=True)},
+        path,
+        _use_new_zipfile_serialization=not path.name.endswith(".legacy.pth"),
     )
 
 
@@ -85,8 +104,8 @@ def main() -> None:
     size.add_argument("--tensors", type=int, help="how many tensors of 64 x 64")
     options = parser.parse_args()
     shapes = llama_shapes(options.weights) if options.weights else many_shapes(options.tensors)
-    write = write_safetensors if options.path.suffix == ".safetensors" else write_torch
-    write(options.path, shapes)
+    writers = {".safetensors": write_safetensors, ".pth": write_torch, "": write_directory}
+    writers[options.path.suffix](options.path, shapes)
 
 
 if __name__ == "__main__":

@@ -26,4 +26,6 @@ measure env MODELZIP_KERNELS=numpy "$python" "$here/kernels.py"
 measure "$python" "$here/small_run.py" --tmp "$tmp"
 measure "$python" "$here/end_to_end.py" --tmp "$tmp"
 measure "$python" "$here/memory.py" --tmp "$tmp"
+measure "$python" "$here/containers.py" --tmp "$tmp"
+measure "$python" "$here/many_files.py" --tmp "$tmp"
 exit $status

@@ -50,7 +50,7 @@ def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Execut
         checked = len(found)
         for file in files_of(source):
             if not isinstance(file, NativeSource):
-                checked += _read_all(file)
+                checked += _read_all(file, executor)
         if against is not None and not bad:
             bad = _replay(source, native, against, jobs, executor)
         return _result(source, checked, bad, against)
@@ -58,11 +58,15 @@ def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Execut
         source.close()
 
 
-def _read_all(source: Checkpoint) -> int:
+def _read_all(source: Checkpoint, executor: Executor) -> int:
     """Read every tensor, which checks what checksums the container has; return how many there are."""
-    for name, spec in source.specs.items():
-        for start, stop in spec.unit_slabs():
-            source.read(name, start, stop)
+
+    def read(piece: tuple[str, int, int]) -> None:
+        source.read(*piece)
+
+    pieces = [(name, start, stop) for name, spec in source.specs.items() for start, stop in spec.unit_slabs()]
+    for _ in executor.map(read, pieces):
+        pass
     source.finish()
     return len(source.specs)
 

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from modelzip_cli.report import Report, TensorRow
 
 NAME_WIDTH = 200
+STREAM = "-"  # a path that means standard input or output
 
 
 def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
     """A run of quantize or restore."""
     target = report.output.path if report.output else report.extra["planned"]["path"]
     after = report.output.bytes if report.output else report.extra["planned"]["bytes"]
+    came_from = "standard input" if report.source.path == STREAM else report.source.path
+    goes_to = "standard output" if target == STREAM else target
     planned = "" if report.output else "  (dry run: nothing is written)"
     blocks: list[Block] = [
-        Heading(f"{report.source.path} -> {target}{planned}", duration(report.seconds)),
+        Heading(f"{came_from} -> {goes_to}{planned}", duration(report.seconds)),
         Bars(
             (
                 ("before", report.source.bytes, size(report.source.bytes)),
@@ -120,7 +123,8 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         for gate in report.gates
     ]
     pairs.append(("memory", f"peak {size(report.peak_rss_bytes)}"))
-    if report.output and report.command != "restore" and report.output.layout == "native":
+    native = report.output is not None and report.output.layout == "native" and report.command != "restore"
+    if native and target != STREAM:
         pairs.append(("restore", f"modelzip restore {shlex.quote(target)}"))
         pairs.append(("in Python", f"from modelzip_cli import load_file; load_file({target!r})"))
     elif report.output is None:
