@@ -5,8 +5,8 @@
     python benchmarks/checkpoints.py OUT.legacy.pth --weights 500000000
     python benchmarks/checkpoints.py OUT --weights 500000000
 
-Without a suffix it is a Hugging Face directory in four shards. A .pth needs memory for the whole model, since torch.save
-does; a .safetensors does not.
+Without a suffix it is a Hugging Face directory in four shards. A .pth needs memory for the whole model, since
+torch.save does; a .safetensors does not.
 """
 
 from __future__ import annotations

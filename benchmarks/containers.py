@@ -1,8 +1,8 @@
 """Reading each kind of file, against safetensors, and the peak memory of quantizing it.
 
-Reading is `modelzip verify`, which reads every byte of every tensor and, in torch files, checks the checksums of the zip
-archive. Every container holds the same bf16 weights; they take turns. The goals: a torch file is read at least half as
-fast as safetensors, and no container needs more than 150 MB + 64 MB for each worker.
+Reading is `modelzip verify`, which reads every byte of every tensor and, in torch files, checks the checksums of the
+zip archive. Every container holds the same bf16 weights; they take turns. The goals: a torch file is read at least half
+as fast as safetensors, and no container needs more than 150 MB + 64 MB for each worker.
 """
 
 from __future__ import annotations

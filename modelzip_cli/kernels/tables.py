@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
 STRIP = 1024
-FEW = 31  # up to so many borders, counting those below with vectors is faster than a binary search
+FEW = 31  # up to so many borders, counting those below with vectors is fastest
+BINS = 1 << 16
 
 
 def midpoints(levels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -37,9 +38,22 @@ def _nearest_numpy(block: Block, scale: Block, borders: NDArray[np.float32], gro
 @jit(twin=_nearest_numpy)
 def _nearest(block: Block, scale: Block, borders: NDArray[np.float32], group_size: int) -> Codes:
     rows, columns = block.shape
-    half = (borders.size + 1) // 2
     codes = np.empty((rows, columns), np.uint8)
     ratios = np.empty(STRIP, np.float32)
+    bits = ratios.view(np.uint32)
+    start = np.zeros(1, np.uint8)  # how many borders lie below the first number of each bin: sign, exponent, 7 bits
+    if borders.size > FEW:
+        first_bits = np.empty(BINS, np.uint32)
+        for high in range(BINS // 2):  # ascending: negative numbers, the largest magnitude first, then positive ones
+            first_bits[BINS // 2 - 1 - high] = np.uint32(((high | 0x8000) << 16) | 0xFFFF)
+            first_bits[BINS // 2 + high] = np.uint32(high << 16)
+        first_numbers = first_bits.view(np.float32)
+        start = np.empty(BINS, np.uint8)
+        below = 0
+        for place in range(BINS):
+            while below < borders.size and borders[below] < first_numbers[place]:
+                below += 1
+            start[place] = below
     for r in range(rows):
         row, out, scales = block[r], codes[r], scale[r]
         for g in range(scales.size):
@@ -55,10 +69,10 @@ def _nearest(block: Block, scale: Block, borders: NDArray[np.float32], group_siz
                             coded[i] += np.uint8(ratios[i] > border)
                     continue
                 for i in range(weights.size):
-                    code, step = 0, half
-                    while step:
-                        code += step * (ratios[i] > borders[code + step - 1])
-                        step >>= 1
+                    upper = np.int64(bits[i] >> np.uint32(16))
+                    code = np.int64(start[upper + 0x8000 if upper < 0x8000 else 0xFFFF - upper])
+                    while code < borders.size and ratios[i] > borders[code]:
+                        code += 1
                     coded[i] = code
     return codes
 
