@@ -1,1 +1,1 @@
-"""Bytes <-> named arrays: safetensors files and torch files, read and written by us."""
+"""Bytes <-> named arrays: safetensors files, torch files of any age, Hugging Face directories."""

@@ -12,48 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modelzip_cli.containers.tree import CALLS, Call, Global, Opaque, StorageRef, StorageView, TensorRef, Tree
-from modelzip_cli.tensors import DTYPES, DType
+from modelzip_cli.containers.pickle_calls import STORAGES, BadPickle, EndsEarly, as_count, as_key, call
+from modelzip_cli.containers.tree import Global, Opaque, StorageRef, StorageView, TensorRef, Tree
 
 MOST_PICKLE = 256 << 20  # bytes
 MOST_OPCODES = 20_000_000
 MOST_COPIED = 4, 1_000_000  # items that calls may copy: this many for a byte of the pickle, and this many more
-MOST_IN_KEY = 64
 _MARK = object()
 
-STORAGES: dict[str, DType | None] = {
-    **{
-        f"torch.{name}Storage": DTYPES[dtype]
-        for name, dtype in {
-            "Double": "f64",
-            "Float": "f32",
-            "Half": "f16",
-            "BFloat16": "bf16",
-            "Long": "i64",
-            "Int": "i32",
-            "Short": "i16",
-            "Char": "i8",
-            "Byte": "u8",
-            "Bool": "bool",
-            "ComplexFloat": "c64",
-            "ComplexDouble": "c128",
-        }.items()
-    },
-    "torch.storage.UntypedStorage": None,
-}
-TORCH_DTYPES = {f"torch.{dtype.torch}": dtype for dtype in DTYPES.values() if dtype.torch}
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-
-
-class BadPickle(ValueError):
-    """The bytes are not a pickle that we follow; the message says where and why."""
-
-
-class EndsEarly(BadPickle):
-    """The bytes end before the pickle does."""
-
-    def __init__(self) -> None:
-        super().__init__("the pickle ends early")
 
 
 @dataclass(frozen=True)
@@ -158,7 +125,7 @@ class _Machine:
             target.contents.extend(items)
         elif isinstance(target, dict):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                target[_key(key)] = value
+                target[as_key(key)] = value
         else:
             raise BadPickle("SETITEM on something that is not a dict")
 
@@ -169,7 +136,7 @@ class _Machine:
         elif isinstance(target, list):
             target.extend(items)
         elif isinstance(target, set):
-            target.update(map(_key, items))
+            target.update(map(as_key, items))
         else:
             raise BadPickle("APPEND on something that is not a list")
 
@@ -205,7 +172,7 @@ class _Machine:
             factor, more = MOST_COPIED
             if self.copied > factor * len(self.data) + more:
                 raise BadPickle("calls copy the same values again and again")
-        self.push(_call(function, arguments))
+        self.push(call(function, arguments))
 
     def new_object(self, *, keywords: bool = False) -> None:
         if keywords:
@@ -229,14 +196,14 @@ class _Machine:
         """
         match self.stack.pop():
             case ("storage", Global(name=kind), str(key), str() | None, int(numel), *view) if kind in STORAGES:
-                storage = StorageRef(key, STORAGES[kind], _count(numel))
+                storage = StorageRef(key, STORAGES[kind], as_count(numel))
                 if self.storages.setdefault(key, storage) != storage:
                     raise BadPickle("two storages with one key")
                 match view:
                     case [] | [None]:
                         self.push(storage)
                     case [(_, int(offset), int(length))]:
-                        self.push(StorageView(storage, _count(offset), _count(length)))
+                        self.push(StorageView(storage, as_count(offset), as_count(length)))
                     case _:
                         raise BadPickle("a view of a storage that is none")
             case ("module", Global() as kind, *_):
@@ -245,119 +212,10 @@ class _Machine:
                 raise BadPickle("a persistent id that is not a storage of a known type")
 
 
-def _key(value: Any, depth: int = 0) -> Any:
-    """Return `value` if it may be a key or an item of a set: hashing it must cost next to nothing."""
-    if isinstance(value, tuple):
-        if depth > 1 or len(value) > MOST_IN_KEY:
-            raise BadPickle("a key that is nested too deeply")
-        for item in value:
-            _key(item, depth + 1)
-    elif not isinstance(value, (type(None), bool, int, float, complex, str, bytes, Global, Opaque)):
-        raise BadPickle("a key that is neither text nor a number")
-    return value
-
-
 def _values(items: list[Any]) -> list[Any]:
     if any(item is _MARK for item in items):
         raise BadPickle("a mark where a value should be")
     return items
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise BadPickle("a size, stride or offset is not a whole number in range")
-    return value
-
-
-def _counts(value: Any) -> tuple[int, ...]:
-    if isinstance(value, Call):
-        (value,) = value.arguments
-    if not isinstance(value, (tuple, list)) or len(value) > 64:
-        raise BadPickle("a shape or stride is not a tuple of at most 64 numbers")
-    return tuple(_count(item) for item in value)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
-    if isinstance(storage, StorageView):
-        storage, offset = storage.storage, storage.offset + _count(offset)
-    if not isinstance(storage, StorageRef) or storage.dtype is None:
-        raise BadPickle("a tensor without a typed storage")
-    _no_lazy_bits(rest[2:])
-    return TensorRef(storage, storage.dtype, _count(offset), _counts(shape), _counts(strides))
-
-
-def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *rest: Any
-) -> TensorRef:
-    if not isinstance(storage, StorageRef) or not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
-        raise BadPickle("a tensor of an unknown dtype")
-    _no_lazy_bits(rest)
-    return TensorRef(storage, TORCH_DTYPES[dtype.name], _count(offset), _counts(shape), _counts(strides))
-
-
-def _no_lazy_bits(metadata: tuple[Any, ...]) -> None:
-    if metadata and isinstance(metadata[0], dict) and any(metadata[0].get(bit) for bit in ("conj", "neg")):
-        raise BadPickle("a conjugate or negative view: its bytes have another sign; save tensor.resolve_conj()")
-
-
-def _from_type(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
-    return _call(function, arguments)
-
-
-def _ordered_dict(items: Any = ()) -> OrderedDict[Any, Any]:
-    return OrderedDict((_key(key), value) for key, value in items)
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise BadPickle("bytes in an unknown encoding")
-    return text.encode("latin-1")
-
-
-def _collection(kind: type) -> Callable[..., Any]:
-    def build(items: Any = ()) -> Any:
-        if not isinstance(items, (list, tuple, set, bytes)):  # bytearray(2 ** 31) would take the memory
-            raise BadPickle(f"a {kind.__name__} of something that is not a list")
-        return kind(map(_key, items) if kind in (set, frozenset) else items)
-
-    return build
-
-
-CONSTRUCTORS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch.nn.parameter.Parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
-    "collections.OrderedDict": _ordered_dict,
-    "_codecs.encode": _encode,
-    "builtins.set": _collection(set),
-    "builtins.frozenset": _collection(frozenset),
-    "builtins.list": _collection(list),
-    "builtins.tuple": _collection(tuple),
-    "builtins.bytearray": _collection(bytearray),
-    "builtins.dict": lambda items=(): dict(_ordered_dict(items.items() if isinstance(items, dict) else items)),
-    "builtins.complex": lambda real, imag: complex(float(real), float(imag)),
-}
-
-
-RECONSTRUCTORS = ("copyreg._reconstructor", "copyreg.__newobj__")  # of any class, their first argument
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, Global):
-        return Opaque(function.name if isinstance(function, Opaque) else "an object", [arguments])
-    if not isinstance(arguments, tuple):
-        raise BadPickle("arguments that are not a tuple")
-    if function.name in CONSTRUCTORS:
-        return CONSTRUCTORS[function.name](*arguments)
-    if function.name in RECONSTRUCTORS and arguments and isinstance(arguments[0], Global):
-        return Opaque(arguments[0].name, [*arguments[1:]])
-    if function.name in CALLS:
-        return Call(function.name, arguments)
-    return Opaque(function.name, [*arguments])
 
 
 def _float(machine: _Machine) -> None:
@@ -418,7 +276,7 @@ _OPCODES: dict[int, Callable[[_Machine], Any]] = {
     0x75: lambda m: m.set_items(m.until_mark()),
     0x8F: lambda m: m.push(set()),
     0x90: lambda m: m.append_items(m.until_mark()),
-    0x91: lambda m: m.push(frozenset(map(_key, m.until_mark()))),
+    0x91: lambda m: m.push(frozenset(map(as_key, m.until_mark()))),
     0x67: lambda m: m.push(m.memo[int(m.line())]),
     0x68: lambda m: m.push(m.memo[m.number(1)]),
     0x6A: lambda m: m.push(m.memo[m.number(4)]),

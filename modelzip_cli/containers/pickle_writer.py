@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from modelzip_cli.containers.pickle_reader import STORAGES
+from modelzip_cli.containers.pickle_calls import STORAGES
 from modelzip_cli.containers.tree import Call, Global, Named, StorageRef, TensorRef, Tree, Weights, in_order
 
 TYPED = {dtype: name for name, dtype in STORAGES.items() if dtype is not None}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from modelzip_cli.containers.pickle_reader import MOST_PICKLE, BadPickle, EndsEarly, Pickled, read_one_pickle
+from modelzip_cli.containers.pickle_calls import BadPickle, EndsEarly
+from modelzip_cli.containers.pickle_reader import MOST_PICKLE, Pickled, read_one_pickle
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.torch_file import Archive
 from modelzip_cli.containers.zip_file import Entry

@@ -13,7 +13,8 @@ from pathlib import Path
 from modelzip_cli.containers.atomic import open_output
 from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.outer import Outer
-from modelzip_cli.containers.pickle_reader import MOST_PICKLE, STORAGES, BadPickle, read_pickle
+from modelzip_cli.containers.pickle_calls import STORAGES, BadPickle
+from modelzip_cli.containers.pickle_reader import MOST_PICKLE, read_pickle
 from modelzip_cli.containers.pickle_writer import write_pickle
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
