@@ -36,7 +36,10 @@ class Selection:
         """Where the journal of a batch is kept: with the outputs, else in the first directory that is searched."""
         if self.output_dir is not None:
             return self.output_dir
-        return next((path for path in self.paths if self.recursive and path != STANDARD and path.is_dir()), None)
+        folders = [path for path in self.paths if self.recursive and path != STANDARD and path.is_dir()]
+        for folder in folders[:1]:
+            return folder.absolute().parent if is_hugging_face(folder) else folder  # a model is a source: not touched
+        return None
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_a_directory_found_by_r_is_one_model(run, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert done.json["summary"]["done"] == 3
     tops = {name.split("/")[0] for name in files_in(tmp_path / "out")}
-    assert tops == {"bert.int8", "deep", "plain.int8.safetensors"}
+    assert tops == {"bert.int8", "deep", "plain.int8.safetensors", "modelzip.jsonl"}
     again = run("quantize", "-r", tmp_path / "out", "--json")
     assert again.exit_code == 0, again.stderr
     assert (again.json["summary"]["done"], again.json["summary"]["failed"]) == (0, 0)

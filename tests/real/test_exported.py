@@ -54,7 +54,7 @@ def test_a_pt2_file_is_found_by_r(run, tmp_path):
     (tmp_path / "models").mkdir()
     makers.exported(tmp_path / "models" / "model.pt2")
     assert run("quantize", "-r", tmp_path / "models").exit_code == 0
-    assert files_in(tmp_path / "models") == ["model.int8.safetensors", "model.pt2"]
+    assert files_in(tmp_path / "models") == ["model.int8.safetensors", "model.pt2", "modelzip.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["sample_inputs/model.pt", "models/model.json", "constants/tensor_0"])
