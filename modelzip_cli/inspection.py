@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelzip_cli.containers.atomic import STANDARD
 from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
 from modelzip_cli.layouts.native_source import NativeSource
@@ -47,13 +49,16 @@ class Inspection:
     metadata: Mapping[str, str]
     manifest: Mapping[str, Any] | None
     warnings: tuple[str, ...]
-    statistics: Mapping[str, TensorSurvey] = field(default_factory=dict)  # of the float tensors, when asked for
-    predictions: tuple[Prediction, ...] = ()
+    statistics: Mapping[str, TensorSurvey] | None = None  # of the float tensors, when asked for
+    predictions: tuple[Prediction, ...] = ()  # none of a compressed file, whose losses are in its weights already
 
     @property
     def not_weights(self) -> int:
-        """Bytes of the file that are not the state dict: header, optimizer state, whatever else is there."""
-        return self.bytes - sum(tensor.stored_bytes for tensor in self.tensors if tensor.weights)
+        """Bytes of the file that are not the state dict: header, optimizer state, whatever else is there.
+
+        0 where tensors that overlap count for more bytes than the file has.
+        """
+        return max(0, self.bytes - sum(tensor.stored_bytes for tensor in self.tensors if tensor.weights))
 
     @property
     def parameters(self) -> int:
@@ -75,7 +80,7 @@ class Inspection:
         """The inspection as JSON values; keys as in CLI.md."""
         rows = [{**vars(tensor), "shape": [*tensor.shape]} for tensor in self.tensors]
         surveyed: dict[str, Any] = {}
-        if self.statistics or self.predictions:
+        if self.statistics is not None:
             for row in rows:
                 figures = self.statistics.get(row["name"])
                 row["statistics"] = figures.to_json() if figures else None
@@ -120,11 +125,24 @@ def inspect_file(path: Path, *, key: str | None = None, executor: Executor | Non
         from modelzip_cli.survey import survey
 
         surveyed = survey(source, executor)
-        predictions = predict(source, surveyed, executor)
+        predictions: list[Prediction] = []
+        if not source.compressed:
+            with _as_quantize_sees(path, key, source) as bare:
+                predictions = predict(bare, surveyed, executor, key=key)
         source.finish()
         return replace(found, statistics=surveyed, predictions=tuple(predictions))
     finally:
         source.close()
+
+
+@contextmanager
+def _as_quantize_sees(path: Path, key: str | None, source: Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint without the tensors beside its weights; as it is where it cannot be opened once more."""
+    if path == STANDARD:
+        yield source
+        return
+    with closing(open_source(path, key=key)) as bare:
+        yield bare
 
 
 def _describe(source: Checkpoint) -> Inspection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -84,15 +84,29 @@ def plan_compression(source: Checkpoint, recipe: Recipe, *, command: str, contai
     ]
     jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
     tensors = list(executor.map(lambda item: _fitted(source, recipe, *item), undecided))
+    return _assembled(source, recipe, tensors, command, container)
+
+
+def outline(source: Checkpoint, recipe: Recipe, schemes: Mapping[str, Scheme | None], *, container: str) -> Plan:
+    """The plan of a native output with these `schemes`, by name, without params: all that sizes depend on."""
+    ties = source.outer.ties if source.outer else {}
+    tensors = [
+        TensorPlan(spec, schemes.get(ties.get(name, name)), "", (), {}, ties.get(name))
+        for name, spec in source.specs.items()
+    ]
+    return _assembled(source, recipe, tensors, "quantize", container)
+
+
+def _assembled(source: Checkpoint, recipe: Recipe, tensors: Sequence[TensorPlan], command: str, container: str) -> Plan:
     beside = [TensorPlan(spec, None, "beside the weights", ()) for spec in source.beside.values()]
     dropped: tuple[TensorSpec, ...] = ()
     if not recipe.keep_extras:
         beside, dropped = [], tuple(source.beside.values())
-    tensors = _with_parts([*tensors, *beside], recipe.layout, container)
+    planned = _with_parts([*tensors, *beside], recipe.layout, container)
     outer, warnings = outer_of(source, recipe.layout, container)
-    if not any(tensor.scheme for tensor in tensors):
+    if not any(tensor.scheme for tensor in planned):
         warnings += ("nothing to treat: every tensor is kept as it is; -v says why",)
-    return Plan(command, recipe, container, tuple(tensors), dropped, outer, source.metadata, source.warnings + warnings)
+    return Plan(command, recipe, container, tuple(planned), dropped, outer, source.metadata, source.warnings + warnings)
 
 
 def plan_restore(source: Checkpoint, *, container: str, dtype: str | None, most_bytes: int | None) -> Plan:

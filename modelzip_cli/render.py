@@ -172,9 +172,10 @@ def _print_rich(block: Block, console: Console) -> None:
         console.print(grid)
     elif isinstance(block, Table):
         grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        longest = max((len(row[0]) for row in block.rows), default=0)
+        widths = [max(map(len, cells)) for cells in zip(block.columns, *block.rows, strict=True)]
+        is_wide = sum(widths[:-1]) + 2 * len(widths) > console.width  # rather a name on two lines than half a figure
         for place, (column, side) in enumerate(zip(block.columns, block.align, strict=True)):
-            folds = place == len(block.columns) - 1 or (place == 0 and 2 * longest > console.width)
+            folds = place == len(block.columns) - 1 or (place == 0 and is_wide)
             justify: Any = "right" if side == "r" else "left"
             grid.add_column(Text(column), justify=justify, no_wrap=not folds, overflow="fold" if folds else "ellipsis")
         for number, row in enumerate(block.rows):

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,25 @@ from modelzip_cli.schemes.granularity import WHOLE_ROW
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import DType, TensorSpec
 
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits
+
 FAR = 6.0  # times the root mean square; of Gaussian weights, one in 500 million lies farther out
 EXPONENTS = 256
 BARS = 16  # of the histogram in reports
-UNUSED_BITS = {  # dtype -> (bits of its integer that are zero where values came from another dtype, that dtype, range)
-    "f32": ((16, "bf16", 0.0, math.inf), (13, "f16", 2.0**-14, 65504.0)),
-    "f64": ((45, "bf16", 2.0**-126, 3.4e38), (42, "f16", 2.0**-14, 65504.0), (29, "f32", 2.0**-126, 3.4028235e38)),
+SMALLER = {  # dtype -> (smaller dtype, low bits of the integer that are zero in each of its values)
+    "f32": (("bf16", 16), ("f16", 13)),
+    "f64": (("bf16", 45), ("f16", 42), ("f32", 29)),
 }
 
 
 @dataclass(frozen=True)
 class TensorSurvey:
-    """Figures of one float tensor, over its finite weights; `histogram` counts nonzero weights by exponent [256].
+    """Figures of one float tensor, over its finite weights; `histogram` counts them by the exponent of float32 [256].
 
     `rms` is the root mean square; `outliers` how many weights lie beyond six times that; `dead_rows` how many rows of
-    the matrix view (output channels) hold nothing but zeros; `came_from` the smaller dtype that holds every value.
+    the matrix view (output channels) hold nothing but zeros; `fits` which smaller dtypes hold every value. Weights of
+    f64 are taken as float32, which may make them 0 or infinite; `fits` looks at all 64 bits.
     """
 
     name: str
@@ -49,13 +54,18 @@ class TensorSurvey:
     rows: int
     dead_rows: int
     exponent_entropy: float
-    came_from: str | None
+    fits: tuple[str, ...]
     histogram: NDArray[np.int64]
 
     @property
     def signal(self) -> float:
         """The sum of squares."""
         return self.rms * self.rms * (self.weights - self.nonfinite)
+
+    @property
+    def came_from(self) -> str | None:
+        """The smallest dtype that holds every value, where it is not the tensor's own."""
+        return self.fits[0] if self.fits and self.weights else None
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON values."""
@@ -89,11 +99,12 @@ def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
     """Go through one tensor of a float dtype, slab by slab."""
     counts, sums = empty_histogram()
     columns = spec.matrix[1]
-    used = np.uint64(0)
+    used, fits = np.uint64(0), SMALLER.get(spec.dtype.id, ())
     squares, lowest, highest, zeros, dead = 0.0, math.inf, -math.inf, 0, 0
     for first, last in spec.row_slabs():
         bits = source.read(spec.name, first * columns, last * columns)
         used |= np.uint64(np.bitwise_or.reduce(bits))
+        fits = tuple(one for one in fits if not int(used) & ((1 << one[1]) - 1) and _holds(one[0], bits, spec.dtype))
         block = widen(bits.reshape(last - first, columns), spec.dtype)
         counts, sums = tally(block, counts, sums)
         zeros += block.size - int(np.count_nonzero(block))
@@ -103,13 +114,12 @@ def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
         if whole.size:
             lowest, highest = min(lowest, float(whole.min())), max(highest, float(whole.max()))
             squares += float(np.square(whole, dtype=np.float64).sum())
-    places = np.arange(BINS)
-    with np.errstate(invalid="ignore"):  # some bins are those of NaN
-        edges = np.abs(bin_edges(places).astype(np.float64))
+    edges = _magnitudes()
     is_number = np.isfinite(edges)
     total = int(counts[is_number].sum())
     rms = math.sqrt(squares / total) if total else 0.0
     exponents = _by_exponent(counts)
+    exponents[-1] = 0  # NaN and infinities
     return TensorSurvey(
         name=spec.name,
         weights=spec.size,
@@ -123,9 +133,16 @@ def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
         rows=spec.matrix[0],
         dead_rows=dead,
         exponent_entropy=entropy(exponents),
-        came_from=_came_from(spec.dtype, int(used), edges[(counts > 0) & (edges > 0)]),
-        histogram=np.concatenate([[0], exponents[1:-1], [0]]),
+        fits=tuple(name for name, _ in fits),
+        histogram=exponents,
     )
+
+
+@lru_cache(maxsize=1)
+def _magnitudes() -> NDArray[np.float64]:
+    """The smallest magnitude in each bin of the histogram, float64 [65536]."""
+    with np.errstate(invalid="ignore"):  # some bins are those of NaN
+        return np.abs(bin_edges(np.arange(BINS)).astype(np.float64))
 
 
 def _by_exponent(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -141,25 +158,26 @@ def entropy(counts: NDArray[np.int64]) -> float:
     return float(sum(n / total * math.log2(total / n) for n in counts.tolist() if n)) if total else 0.0
 
 
-def _came_from(dtype: DType, used: int, magnitudes: NDArray[np.float64]) -> str | None:
-    """The smaller dtype that holds every value, if there is one: its bits are never set, and the range fits."""
-    for bits, name, least, most in UNUSED_BITS.get(dtype.id, ()):
-        if used & ((1 << bits) - 1) == 0 and (
-            not magnitudes.size or (magnitudes.min() >= least and magnitudes.max() <= most)
-        ):
-            return name
-    return None
+def _holds(name: str, bits: Bits, dtype: DType) -> bool:
+    """Whether the dtype `name` has each of these values, whose low bits have been found to be zero; any NaN is one."""
+    values = bits.view(f"<f{dtype.unit_bytes}")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = values.astype(np.float16 if name == "f16" else np.float32)
+        if name == "bf16" and np.bitwise_or.reduce(narrow.view(np.uint32)) & 0xFFFF:  # below its least subnormal
+            return False
+        return bool(((narrow == values) | np.isnan(values)).all())
 
 
 def bars_of(histogram: NDArray[np.int64]) -> tuple[int | None, list[int]]:
     """At most 16 bars over the range that is in use: (log2 of where they begin, counts). None without weights."""
-    (used,) = np.nonzero(histogram)
+    (used,) = np.nonzero(histogram[1:])  # zeros and subnormals have no place on a logarithmic scale
     if not len(used):
         return None, []
+    used += 1
     last = int(used[-1])
     first = max(int(used[0]), last - BARS + 1)
     bars = histogram[first : last + 1].copy()
-    bars[0] += histogram[:first].sum()  # the long tail towards 0
+    bars[0] += histogram[1:first].sum()  # the long tail towards 0
     return first - 127, [int(n) for n in bars]
 
 

@@ -57,7 +57,7 @@ def inspection_blocks(found: Inspection, *, verbose: bool = False) -> list[Block
             )
         blocks.append(Table(("name", "n", "shape", "type", "bytes", "share"), "lrllrl", tuple(lines)))
     blocks.append(Pairs(tuple(_inspection_pairs(found, shares)), (("warning", "warn"),) if found.warnings else ()))
-    if found.predictions:
+    if found.statistics is not None:
         from modelzip_cli.pages.statistics import statistics_blocks
 
         blocks += statistics_blocks(found, verbose=verbose)
@@ -107,6 +107,6 @@ def _inspection_pairs(found: Inspection, shares: str) -> list[tuple[str, str]]:
         made = f"{inert(str(source['name']))} ({size(source['bytes'])})"
         pairs.append(("made from", f"{made} by modelzip {inert(str(found.manifest['modelzip']))}"))
         pairs.append(("next", f"modelzip verify {shlex.quote(found.path)}"))
-    elif not found.predictions:
+    elif found.statistics is None:
         pairs.append(("next", f"modelzip quantize {shlex.quote(found.path)}"))
     return [*pairs, *(("warning", warning) for warning in found.warnings)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from glob import escape
 from typing import TYPE_CHECKING
 
 from modelzip_cli.errors import inert
@@ -16,7 +17,7 @@ from modelzip_cli.survey import FAR, TensorSurvey, bars_of, entropy, merged
 if TYPE_CHECKING:
     from modelzip_cli.inspection import Inspection
 
-NAME_WIDTH = 200
+NAME_WIDTH = 60
 LEVELS = "▁▂▃▄▅▆▇█"
 HEAVY = 1e-4  # share of outliers from which a group is marked
 WEAK_DB = 15.0  # a group that the recommended scheme would leave below this gets int8 in the command
@@ -25,7 +26,8 @@ MOST_ADVICE = 3
 
 def statistics_blocks(found: Inspection, *, verbose: bool = False) -> list[Block]:
     """Tables of groups and of schemes, advice, and a command to copy."""
-    surveyed = [tensor for tensor in found.tensors if tensor.name in found.statistics]
+    statistics = found.statistics or {}
+    surveyed = [tensor for tensor in found.tensors if tensor.name in statistics]
     if verbose:
         groups = [Group((tensor.name,), None, (place,)) for place, tensor in enumerate(surveyed)]
     else:
@@ -34,21 +36,24 @@ def statistics_blocks(found: Inspection, *, verbose: bool = False) -> list[Block
         groups.sort(key=lambda item: -sum(surveyed[place].bytes for place in item.members))
     sizes = [tensor.bytes for tensor in surveyed]
     shown, rest = (groups, []) if verbose else most_of(groups, sizes)
-    rows = [_row(item, [found.statistics[surveyed[place].name] for place in item.members], sizes) for item in shown]
+    members = [(item, [statistics[surveyed[place].name] for place in item.members]) for item in groups]
+    rows = [_row(item, inside) for item, inside in members[: len(shown)]]
     if rest:
-        below = [place for item in rest for place in item.members]
-        label = f"({len(rest)} smaller groups)"
-        rows.append((label, str(len(below)), size(sum(sizes[p] for p in below)), "", "", "", "", "", ""))
-    columns = ("weights", "n", "bytes", "log2 |w|", "from .. to", "rms", "H(exp)", "zeros", "note")
-    blocks: list[Block] = [Table(columns, "lrrllrrrl", tuple(rows))]
+        rows.append((f"({len(rest)} smaller groups)", "", "", "", "", ""))
+    blocks: list[Block] = []
+    if rows:
+        columns = ("weights", "log2 |w|", "from..to", "rms", "H", "note")
+        blocks.append(Table(columns, "lllrrl", tuple(rows)))
     best = recommended(list(found.predictions))
-    lines = [_line(one, one is best) for one in found.predictions]
-    blocks.append(Table(("scheme", "predicted size", "ratio", "dB", ""), "lrrrl", tuple(lines)))
-    members = [(item, [surveyed[place].name for place in item.members]) for item in groups]
+    if best is not None:
+        lines = [_line(one, one is best) for one in found.predictions]
+        blocks.append(Table(("scheme", "predicted size", "ratio", "dB", ""), "lrrrl", tuple(lines)))
     pairs = [("not weights", f"{size(found.not_weights)} of the file ({found.not_weights / found.bytes:.1%})")]
-    pairs += [("advice", text) for text in _advice(found, members)[:MOST_ADVICE]]
-    if best is not None and not found.compressed:
-        pairs.append(("next", _command(found, best, members)))
+    pairs += [("advice", text) for text in _advice(found, best, members)[:MOST_ADVICE]]
+    if best is not None and found.path != "-":  # what came through a pipe has gone
+        pairs.append(("next", _command(found, best)))
+    elif best is None and not found.compressed:
+        pairs.append(("next", "nothing to do: no scheme would treat a tensor of this file by default"))
     return [*blocks, Pairs(tuple(pairs))]
 
 
@@ -58,89 +63,116 @@ def sparkline(counts: Sequence[int]) -> str:
     return "".join(LEVELS[-(-len(LEVELS) * n // largest) - 1] if n else " " for n in counts)
 
 
-def _row(item: Group, members: list[TensorSurvey], sizes: Sequence[int]) -> tuple[str, ...]:
-    weights = sum(one.weights for one in members)
+def _row(item: Group, members: list[TensorSurvey]) -> tuple[str, ...]:
+    weights = sum(one.weights - one.nonfinite for one in members)
     histogram = merged([one.histogram for one in members])
     low, bars = bars_of(histogram)
-    span = "" if low is None else f"2^{low} .. 2^{low + len(bars)}"
-    rms = (sum(one.signal for one in members) / max(weights, 1)) ** 0.5
-    zeros = sum(one.zeros for one in members) / max(weights, 1)
     return (
         inert(item.label, longest=NAME_WIDTH),
-        str(len(members)),
-        size(sum(sizes[place] for place in item.members)),
         sparkline(bars),
-        span,
-        f"{rms:.3g}",
-        f"{entropy(histogram):.2f}",
-        f"{zeros:.1%}" if zeros else "-",
+        "" if low is None else f"{low}..{low + len(bars)}",
+        f"{(sum(one.signal for one in members) / weights) ** 0.5:.3g}" if weights else "",
+        f"{entropy(histogram):.2f}" if weights else "",
         "; ".join(_notes(members)),
     )
 
 
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if 2000 * part >= whole else f"{part:,}"
+
+
 def _notes(members: list[TensorSurvey]) -> list[str]:
     weights = sum(one.weights for one in members)
+    if not weights:
+        return ["empty"]
     notes = []
-    if any(one.nonfinite for one in members):
-        notes.append(f"{sum(one.nonfinite for one in members):,} NaN or infinite")
+    nonfinite, zeros = sum(one.nonfinite for one in members), sum(one.zeros for one in members)
+    if nonfinite:
+        notes.append(f"{nonfinite:,} NaN or infinite")
+    if nonfinite == weights:
+        return notes
     outliers = sum(one.outliers for one in members)
     if outliers:
         mark = "! " if outliers > HEAVY * weights else ""
-        notes.append(f"{mark}{outliers / weights:.1g} beyond {FAR:g} rms")
-    dead = sum(one.dead_rows for one in members if one.rows > 1)
-    if dead:
-        notes.append(f"{dead} of {sum(one.rows for one in members)} rows are zero")
-    origins = {one.came_from for one in members}
-    if len(origins) == 1 and (origin := origins.pop()) is not None:
-        notes.append(f"every value fits {origin}")
+        notes.append(f"{mark}{_share(outliers, weights)} beyond {FAR:g} rms")
+    if zeros == weights:
+        return [*notes, "all zeros"]
+    if zeros:
+        notes.append(f"{_share(zeros, weights)} zeros")
+    dead, rows = (sum(values) for values in zip(*((one.dead_rows, one.rows) for one in members), strict=True))
+    if dead and rows > len(members):
+        notes.append(f"{dead:,} of {rows:,} rows {'is' if dead == 1 else 'are'} zero")
     if all(one.minimum == one.maximum for one in members):
-        notes.append("constant")
-    elif all(one.minimum >= 0 for one in members):
+        return [*notes, "constant"]
+    if all(one.minimum >= 0 for one in members):
         notes.append("no negative weights")
+    origin = _common([one.fits for one in members])
+    if origin:
+        notes.append(f"all fit {origin}")
     return notes
 
 
+def _common(fits: Sequence[Sequence[str]]) -> str | None:
+    """The first of the dtypes that all have."""
+    return next((name for name in fits[0] if all(name in other for other in fits)), None) if fits else None
+
+
 def _line(one: Prediction, best: bool) -> tuple[str, ...]:
-    error = decibel(one.sqnr_db) if one.treated else "-"
-    what = "nothing to treat" if not one.treated else "exact" if one.sqnr_db is None else ""
-    return one.scheme, size(one.bytes), f"{one.ratio:.2f}x", error, "recommended" if best else what
+    if not one.treated:
+        return one.scheme, "-", "-", "-", "nothing would get smaller"
+    what = "exact" if one.sqnr_db is None else ""
+    error = decibel(one.sqnr_db)
+    return (
+        one.scheme,
+        size(one.bytes),
+        f"{one.ratio:.2f}x",
+        error,
+        "; ".join([what] * bool(what) + ["recommended"] * best),
+    )
 
 
-def _advice(found: Inspection, members: list[tuple[Group, list[str]]]) -> list[str]:
+def _advice(found: Inspection, best: Prediction | None, members: list[tuple[Group, list[TensorSurvey]]]) -> list[str]:
+    if best is None or found.compressed:
+        inside = [one for _, surveyed in members for one in surveyed]
+        damaged = sum(one.nonfinite > 0 for one in inside)
+        return [f"NaN or infinity in {damaged} of {len(inside)} float tensors"] if damaged else []
     advice = []
-    origins = {one.came_from for one in found.statistics.values()}
-    wide = {tensor.dtype for tensor in found.tensors if tensor.name in found.statistics}
-    if len(origins) == 1 and (origin := next(iter(origins))) and len(wide) == 1:
+    statistics = [one for _, inside in members for one in inside if one.weights]
+    wide = {tensor.dtype for tensor in found.tensors if found.statistics and tensor.name in found.statistics}
+    origin = _common([one.fits for one in statistics])
+    if origin and len(wide) == 1 and found.path != "-":
         scheme = {"bf16": "bf16", "f16": "fp16", "f32": "fp32"}[origin]
-        advice.append(
-            f"all weights are {wide.pop()} but fit {origin}: `modelzip quantize {shlex.quote(found.path)} "
-            f"--scheme {scheme} --layout dense` loses nothing"
-        )
-    for item, names in members:
-        if any(found.statistics[name].nonfinite for name in names):
-            advice.append(f"{inert(item.label, longest=80)} holds NaN or infinity; --allow-nonfinite keeps it as it is")
-    heavy = [
-        item.label
-        for item, names in members
-        if sum(found.statistics[n].outliers for n in names) > HEAVY * sum(found.statistics[n].weights for n in names)
-    ]
+        command = shlex.join(["modelzip", "quantize", found.path, "--scheme", scheme, "--layout", "dense"])
+        advice.append(f"all weights are {wide.pop()} but fit {origin}: `{command}{_options(best)}` loses nothing")
+    damaged_groups = [item.label for item, inside in members if any(one.nonfinite for one in inside)]
+    if damaged_groups:
+        advice.append(f"NaN or infinity in {_listed(damaged_groups)}; --allow-nonfinite keeps such tensors as they are")
+    heavy = []
+    for item, inside in members:
+        treated = [one for one in inside if one.name in best.by_tensor]
+        if sum(one.outliers for one in treated) > HEAVY * sum(one.weights for one in treated):
+            heavy.append(item.label)
     if heavy:
-        shown = ", ".join(inert(label, longest=60) for label in heavy[:3]) + (", ..." if len(heavy) > 3 else "")
-        advice.append(f"heavy tails (!) in {shown}: small groups (-g32) or a table (nf4, codebook) suit them")
+        advice.append(f"heavy tails (!) in {_listed(heavy)}: small groups (-g32) or nf4 suit them")
     return advice
 
 
-def _command(found: Inspection, best: Prediction, members: list[tuple[Group, list[str]]]) -> str:
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(inert(label, longest=40) for label in labels[:3]) + (", ..." if len(labels) > 3 else "")
+
+
+def _options(one: Prediction) -> str:
+    """What the command needs beside the scheme."""
+    key = f" --key {shlex.quote(one.recipe.key)}" if one.recipe.key else ""
+    return key + (" --allow-nonfinite" if one.recipe.allow_nonfinite else "")
+
+
+def _command(found: Inspection, best: Prediction) -> str:
     """A command that works when pasted: the recommended scheme, and int8 where that would lose too much."""
-    command = f"modelzip quantize {shlex.quote(found.path)} --scheme {best.scheme}"
-    if (best.sqnr_db or ENOUGH_DB) < ENOUGH_DB:
+    command = f"modelzip quantize {shlex.quote(found.path)} --scheme {best.scheme}{_options(best)}"
+    if best.sqnr_db is None or best.sqnr_db < ENOUGH_DB or best.scheme == "int8":
         return command
-    weak = [
-        name
-        for _, names in members
-        for name in names
-        if best.by_tensor.get(name, 0.0) > 10 ** (-WEAK_DB / 10) and best.scheme != "int8"
-    ]
-    if 0 < len(weak) <= MOST_ADVICE:
-        command += "".join(f" --set {shlex.quote(f'{name}=int8')}" for name in weak)
+    weak = [name for name, noise in best.by_tensor.items() if noise > 10 ** (-WEAK_DB / 10)]
+    if len(weak) <= MOST_ADVICE and all(name.isprintable() and not name.startswith("re:") for name in weak):
+        command += "".join(f" --set {shlex.quote(f'{escape(name)}=int8')}" for name in weak)
     return command

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.errors import BadOption
-from modelzip_cli.kernels.histogram import empty_histogram, tally
+from modelzip_cli.kernels.histogram import bin_edges, empty_histogram, tally
 from modelzip_cli.kernels.partition import best_runs
 from modelzip_cli.kernels.tables import look_up, midpoints, nearest
 from modelzip_cli.schemes.base import Codes, Params, ParamSpec, Scheme
@@ -74,6 +74,10 @@ class Codebook(Scheme):
             counts, sums = tally(block, counts, sums)
             zeros += block.size - int(np.count_nonzero(block))
         (places,) = np.nonzero(counts)
+        with np.errstate(invalid="ignore"):
+            places = places[
+                np.isfinite(bin_edges(places))
+            ]  # the engine refuses the others, by name, when it meets them
         if not len(places):
             return {"codebook": np.zeros((1, self.levels), np.float32)}
         found = _k_means(counts[places], sums[places], zeros, self.levels)
