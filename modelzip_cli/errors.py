@@ -103,6 +103,10 @@ class BatchFailed(ModelzipError):
     exit_code = 6
 
 
+class Bug(ModelzipError):
+    """A mistake of modelzip itself; --debug shows where."""
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop. Not an Exception: no `except Exception` may swallow it."""
 

@@ -34,6 +34,10 @@ PLAIN_METADATA = {"format": "pt"}  # what loaders of safetensors files expect of
 class Output(ArraySink, Protocol):
     """Takes the arrays of a plan and appears whole or not at all."""
 
+    @property
+    def pending(self) -> Path:
+        """Where it lies before the commit."""
+
     def finish(self, outcome: Outcome) -> int:
         """Write what comes last; return the bytes of the files that hold the weights."""
 
@@ -131,6 +135,10 @@ class FileOutput:
         outer = self._plan.outer if self._plan.layout == "dense" else None
         return self._sink.finish(output_metadata(self._plan, self._source, outcome), outer)
 
+    @property
+    def pending(self) -> Path:
+        return self._sink.pending
+
     def commit(self) -> None:
         self._sink.commit()
 
@@ -172,6 +180,10 @@ class DirectoryOutput:
         for name in self._source.file.others:
             self._folder.copy(self._source.file.path / name, name)
         return size
+
+    @property
+    def pending(self) -> Path:
+        return self._folder.pending
 
     def commit(self) -> None:
         self._folder.commit()

@@ -29,6 +29,9 @@ METRICS = ("sqnr", "sqnr-min", "cosine")
 Begin = Callable[[str, int], Callable[[int], None]]  # told a label and the bytes to come; returns the progress callback
 
 
+Ready = Callable[[Report, Path], None]  # told of an output before it appears, and where it lies until then
+
+
 def no_progress(label: str, total: int) -> Callable[[int], None]:
     """Show nothing."""
     return lambda _: None
@@ -52,6 +55,7 @@ class Settings:
     make_folders: bool = False  # the folders of outputs are made by whoever asked; a missing one is no mistake
     limits: Limits = Limits()
     begin: Begin = no_progress
+    ready: Ready = lambda report, pending: None
 
     def check_output(self, source: Path, output: Path) -> None:
         """Refuse, before any work, an output that would harm something or cannot be made."""
@@ -134,6 +138,7 @@ def _write(
         failed = [gate for gate in report.gates if not gate.passed]
         if failed:
             raise GateFailed(f"{inert(str(target.path))}: {'; '.join(map(describe_gate, failed))}; nothing was written")
+        settings.ready(report, output.pending)
         output.commit()
         return report
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # numpy takes 60 ms to import: `inspect` does without
@@ -158,6 +159,10 @@ class ArraySink(Protocol):
 
 class Sink(ArraySink, Protocol):
     """Makes a file of the arrays that appears whole or not at all."""
+
+    @property
+    def pending(self) -> Path:
+        """Where the file lies before the commit."""
 
     def finish(self, metadata: Mapping[str, str], outer: Any) -> int:
         """Write what comes last (header, pickle, directory), bring all to the disk, return the size of the file.

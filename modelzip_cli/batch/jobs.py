@@ -14,7 +14,9 @@ from modelzip_cli.containers.atomic import STANDARD
 from modelzip_cli.containers.hf_directory import is_hugging_face
 from modelzip_cli.errors import FileNotThere, ModelzipError, OutputExists, OutputIsSource, UsageError, inert
 from modelzip_cli.output import SUFFIXES
-from modelzip_cli.source import directory_message, is_compressed
+from modelzip_cli.source import directory_message, is_compressed, open_source
+
+BOM = b"\xef\xbb\xbf"  # what some editors begin a text with
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Selection:
     force: bool = False
     skip_existing: bool = False
     dry_run: bool = False
+    of_compressed: bool = False  # in directories, take what modelzip wrote, not what it did not write
 
     @property
     def journal_folder(self) -> Path | None:
@@ -92,7 +95,8 @@ def read_filelist(path: Path) -> tuple[Path, ...]:
         raw = sys.stdin.buffer.read() if path == STANDARD else path.read_bytes()
     except OSError as error:
         raise UsageError(f"--filelist {inert(str(path))}: cannot be read: {error.strerror}") from None
-    return tuple(Path(os.fsdecode(line)) for line in raw.splitlines() if line.strip())
+    lines = raw.removeprefix(BOM).splitlines()
+    return tuple(Path(os.fsdecode(line)) for line in lines if line.strip())
 
 
 def _walk(folder: Path) -> Iterator[Item]:
@@ -133,15 +137,15 @@ def plan_jobs(
         raise UsageError(f"-o names one output, but there are {len(items)} inputs; use --output-dir")
     if any(item.path == STANDARD for item in items) and (len(items) != 1 or selection.output_dir is not None):
         raise UsageError("standard input (-) is one input with one output: give -o, or nothing for standard output")
-    jobs = [_job(item, selection, name_of) for item in items]
-    inputs = {os.path.realpath(item.path): item.path for item in items}
+    jobs = [_job(item, selection, name_of, journal) for item in items]
+    inputs = {place for job in jobs if not job.skipped for place in _places(job.path)}
     outputs: dict[str, Path] = {}
     existing = []
     for number, job in enumerate(jobs):
         if job.refused or job.skipped or job.output == STANDARD:
             continue
         real, shown = os.path.realpath(job.output), inert(str(job.output))
-        if real in inputs:
+        if not inputs.isdisjoint(_places(job.output)):
             raise OutputIsSource(f"{shown}: the output would be one of the inputs; choose another -o or --output-dir")
         if real in outputs:
             raise UsageError(
@@ -162,9 +166,9 @@ def plan_jobs(
     return jobs
 
 
-def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Job:
-    if item.folder is not None and is_compressed(item.path):
-        return Job(item.path, item.path, skipped="already compressed by modelzip")
+def _job(item: Item, selection: Selection, name_of: Callable[[Path], str], journal: Journal | None) -> Job:
+    if item.folder is not None and (reason := _not_meant(item.path, selection, journal)):
+        return Job(item.path, item.path, skipped=reason)
     if item.path == STANDARD:
         return Job(STANDARD, selection.output or STANDARD)
     try:
@@ -180,6 +184,29 @@ def _job(item: Item, selection: Selection, name_of: Callable[[Path], str]) -> Jo
         output = selection.output_dir / inside / name
     skipped = "output exists" if selection.skip_existing and output != STANDARD and os.path.lexists(output) else None
     return Job(item.path, output, skipped=skipped)
+
+
+def _not_meant(path: Path, selection: Selection, journal: Journal | None) -> str | None:
+    """Why a file that was found in a directory is left alone, None if it is not."""
+    if not selection.of_compressed:
+        if is_compressed(path):
+            return "already compressed by modelzip"
+        return "an output of a run before" if journal is not None and journal.made(path) else None
+    try:
+        source = open_source(path)
+    except ModelzipError:
+        return None  # doing it will say what is wrong: it may be a damaged one
+    source.close()
+    return None if source.compressed else "not compressed by modelzip"
+
+
+def _places(path: Path) -> list[object]:
+    """What tells that two paths are one file: the path without links, and what is there, whatever it is called."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return [os.path.realpath(path)]
+    return [os.path.realpath(path), (status.st_dev, status.st_ino)]
 
 
 def _beside(path: Path, name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from modelzip_cli.batch.jobs import Job
 from modelzip_cli.containers.atomic import STANDARD
-from modelzip_cli.errors import BatchFailed, CannotWrite, ModelzipError, inert
+from modelzip_cli.errors import BatchFailed, Bug, CannotWrite, ModelzipError, inert
 from modelzip_cli.report import SCHEMA_VERSION, Report
 
 SMALL = 16 << 20  # bytes of a file that is done on one thread, beside others like it
@@ -41,24 +41,37 @@ def describe_error(error: ModelzipError) -> dict[str, Any]:
     return {"kind": error.kind, "message": str(error), "exit_code": error.exit_code}
 
 
-def run_jobs(jobs: Sequence[Job], do: Callable[[Job, int], Report], threads: int) -> Iterator[Result]:
+def run_jobs(
+    jobs: Sequence[Job],
+    do: Callable[[Job, int], Report],
+    threads: int,
+    finished: Callable[[Result], None] = lambda result: None,
+) -> Iterator[Result]:
     """Do the jobs and yield results in their order; an error of one is its result, not the end.
+
+    `finished` is told of each as soon as it is, in the thread that did it.
 
     `do` is given a job and how many threads it may use: all of `threads` for a large file, one for a small one, which
     has others beside it. So memory is bounded as for a single file.
     """
+
+    def attempt(job: Job, threads: int) -> Result:
+        result = _attempt(job, do, threads)
+        finished(result)
+        return result
+
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="modelzip-job")
     try:
         for job in jobs:
             if threads > 1 and _is_small(job):
-                waiting.append(pool.submit(_attempt, job, do, 1))
+                waiting.append(pool.submit(attempt, job, 1))
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
                 continue
             while waiting:
                 yield waiting.popleft().result()
-            yield _attempt(job, do, threads)
+            yield attempt(job, threads)
         while waiting:
             yield waiting.popleft().result()
     finally:
@@ -85,6 +98,13 @@ def _attempt(job: Job, do: Callable[[Job, int], Report], threads: int) -> Result
         raise
     except OSError as error:
         return Result(job, error=ModelzipError(f"{inert(str(job.path))}: {error.strerror or error}"))
+    except MemoryError:
+        return Result(job, error=ModelzipError(f"{inert(str(job.path))}: out of memory; try fewer --jobs"))
+    except Exception as error:  # a mistake of ours: it must not look like advice, nor stop the other files
+        what = f"{type(error).__name__}: {inert(str(error), longest=200)}"
+        bug = Bug(f"{inert(str(job.path))}: this is a bug in modelzip: {what} (--debug shows where)")
+        bug.__cause__ = error
+        return Result(job, error=bug)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from modelzip_cli.cli.inspect import inspect
 from modelzip_cli.cli.quantize import quantize
 from modelzip_cli.cli.restore import restore
 from modelzip_cli.cli.schemes import schemes
+from modelzip_cli.cli.show import to_null
 from modelzip_cli.cli.verify import verify
 from modelzip_cli.containers.atomic import remove_live
 from modelzip_cli.errors import ModelzipError, Stopped, inert
@@ -61,7 +62,7 @@ def main() -> NoReturn:
     try:
         sys.stderr.flush()
     except OSError:
-        _to_null(2)
+        to_null(2)
     os._exit(code)  # all is flushed and closed; taking the interpreter apart with numba in it takes 0.1 s and more
 
 
@@ -90,7 +91,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError as error:
         return _stdout_failed(error)
     except SystemExit:  # how typer ends, and only then, when it sees that the reader of standard output went away
-        _to_null(1)
+        to_null(1)
         return 0
     except OSError as error:
         return _fail(
@@ -150,23 +151,16 @@ def _say(message: str) -> None:
     try:
         print(f"modelzip: {message}", file=sys.stderr)
     except OSError:
-        _to_null(2)
+        to_null(2)
 
 
 def _stdout_failed(error: OSError) -> int:
     """A reader that went away (`| head`) is no error; a full disk is. Either way nothing more can be written."""
-    _to_null(1)
+    to_null(1)
     if error.errno == errno.EPIPE:
         return 0
     _say(f"error: cannot write to standard output: {error.strerror}")
     return 1
-
-
-def _to_null(descriptor: int) -> None:
-    """Point a standard stream at /dev/null, so that the interpreter's last flush cannot fail."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, descriptor)
-    os.close(null)
 
 
 def _secure_streams() -> None:

@@ -31,11 +31,12 @@ def inspect(
     Only its header is read: tensors in groups, dtypes, what is beside the weights. With --stats, its weights as well.
     """
     from modelzip_cli.cli.show import show, write_reports
-    from modelzip_cli.cli.values import parse_form, parse_jobs, parse_report_files
+    from modelzip_cli.cli.values import check_report_files, parse_form, parse_jobs, parse_report_files
     from modelzip_cli.inspection import inspect_file
     from modelzip_cli.report import SCHEMA_VERSION
 
     chosen, files = parse_form(form, json), parse_report_files(report, ("json", "md"))
+    check_report_files(files, paths)
     if stats:
         from concurrent.futures import ThreadPoolExecutor
 

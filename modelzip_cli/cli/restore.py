@@ -86,6 +86,7 @@ def restore(
         force=force,
         skip_existing=skip_existing,
         dry_run=dry_run,
+        of_compressed=True,
     )
     run_many(
         selection,

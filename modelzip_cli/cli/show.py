@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,13 @@ def form_for(form: str, stream: TextIO) -> str:
     if form != "auto":
         return form
     return "rich" if stream.isatty() else "plain"
+
+
+def to_null(descriptor: int) -> None:
+    """Point a standard stream at /dev/null, so that the interpreter's last flush cannot fail."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def show(

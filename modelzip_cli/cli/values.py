@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from modelzip_cli.errors import UsageError, did_you_mean, inert
+from modelzip_cli.errors import OutputIsSource, UsageError, did_you_mean, inert
 
 FORMS = ("auto", "rich", "plain", "json", "jsonl", "md")
 UNITS = {"": 1, "b": 1} | {
@@ -59,6 +61,27 @@ def parse_report_files(paths: list[Path] | None, kinds: tuple[str, ...]) -> tupl
         if not path.parent.is_dir():
             raise UsageError(f"--report {inert(str(path))}: the folder {inert(str(path.parent))} does not exist")
     return tuple(paths or ())
+
+
+def check_report_files(files: Iterable[Path], sources: Iterable[Path], outputs: Iterable[Path] = ()) -> None:
+    """Refuse a report that would change a source or an output, or that cannot be a file. Raises UsageError."""
+    for file in files:
+        shown = f"--report {inert(str(file))}"
+        if file.exists() and not file.is_file():
+            raise UsageError(f"{shown}: is not a regular file")
+        for source in sources:
+            if _is_at(file, source):
+                raise OutputIsSource(f"{shown}: would change the source {inert(str(source))}; choose another name")
+        for output in outputs:
+            if _is_at(file, output):
+                raise UsageError(f"{shown}: would change the output {inert(str(output))}; choose another name")
+
+
+def _is_at(file: Path, path: Path) -> bool:
+    """Whether `file` is `path`, by this or another name, or lies in it."""
+    if file.exists() and path.exists() and file.samefile(path):
+        return True
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(path))
 
 
 def parse_jobs(jobs: int | None) -> int:

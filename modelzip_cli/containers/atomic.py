@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,11 @@ class AtomicFile:
         except BaseException:  # no lock to be had, or a signal: nobody else could clean up
             self.abort()
             raise
+
+    @property
+    def pending(self) -> Path:
+        """Where the file lies before the commit."""
+        return self._temporary
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _errors_of(inert(str(self.path)))
@@ -153,6 +159,11 @@ class AtomicFolder:
             self.abort()
             raise
 
+    @property
+    def pending(self) -> Path:
+        """Where the folder lies before the commit."""
+        return self._temporary
+
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         return _errors_of(inert(str(self.path)))
 
@@ -222,7 +233,7 @@ class StandardOutput:
     """Standard output as an output: collected in a file without a name, sent by `commit`, so whole or not at all."""
 
     def __init__(self) -> None:
-        self.path = STANDARD
+        self.path = self.pending = STANDARD
         self._descriptor = unnamed_file()
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -310,11 +321,23 @@ def write_text(path: Path, text: str, *, replace: bool) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add lines to the end of a log, in one call of the system. Raises CannotWrite."""
+    """Add lines to the end of a log, in one call of the system; a line that was cut there is ended first.
+
+    Raises CannotWrite, also for what is no regular file: a link could lead to any file of the user.
+    """
+    if path.is_symlink():
+        raise CannotWrite(f"{inert(str(path))}: cannot write: it is a link; remove it")
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with _errors_of(inert(str(path))):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, flags, 0o666)
         try:
-            os.write(descriptor, text.encode("utf-8", "backslashreplace"))
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CannotWrite(f"{inert(str(path))}: cannot write: it is not a regular file; remove it")
+            is_cut = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
+            view = memoryview(("\n" * is_cut + text).encode("utf-8", "backslashreplace"))
+            while view.nbytes:
+                view = view[os.write(descriptor, view) :]
         finally:
             os.close(descriptor)
 

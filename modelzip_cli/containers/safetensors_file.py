@@ -183,6 +183,10 @@ class SafetensorsSink:
         self.output.write(0, self._header_bytes.to_bytes(8, "little") + text.ljust(self._header_bytes))
         return self.output.sync()
 
+    @property
+    def pending(self) -> Path:
+        return self.output.pending
+
     def commit(self) -> None:
         self.output.commit()
 

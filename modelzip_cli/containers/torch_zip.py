@@ -107,6 +107,10 @@ class TorchSink:
         self._zip.finish()
         return self.output.sync()
 
+    @property
+    def pending(self) -> Path:
+        return self.output.pending
+
     def commit(self) -> None:
         self.output.commit()
 
