@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
-from modelzip_cli.errors import CannotWrite, OutputExists, inert
+from modelzip_cli.errors import CannotWrite, ModelzipError, OutputExists, inert
 
 STANDARD = Path("-")  # standard input or output
 PIECE = 1 << 20
@@ -173,15 +173,24 @@ class AtomicFolder:
 
     def copy(self, source: Path, name: str) -> None:
         """Copy the file at `source` to `name`, a path inside the folder; subfolders are made."""
-        import shutil
-
         target = self._temporary / name
-        with self._errors():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(source, "rb") as reading, open(target, "xb") as writing:
-                shutil.copyfileobj(reading, writing, PIECE)
-                writing.flush()
-                os.fsync(writing.fileno())
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        reading = _open_regular(source)
+        try:
+            with self._errors():
+                os.makedirs(target.parent, exist_ok=True)
+                writing = os.open(target, flags, 0o666)
+                try:
+                    while piece := _read_piece(reading, source):
+                        view = memoryview(piece)
+                        while view.nbytes:
+                            view = view[os.write(writing, view) :]
+                    os.fsync(writing)
+                finally:
+                    os.close(writing)
+        finally:
+            with contextlib.suppress(OSError):
+                os.close(reading)
 
     def commit(self) -> None:
         """Give the folder its name."""
@@ -190,15 +199,26 @@ class AtomicFolder:
             os.fsync(self._descriptor)
             if self._replace and self._target.exists():
                 old = self._target.with_name(f".{self._target.name}.replaced-{secrets.token_hex(4)}")
-                os.rename(self._target, old)
-                os.rename(self._temporary, self._target)
-                self._forget()
-                remove_tree(old)
+                try:
+                    os.rename(self._target, old)
+                    os.rename(self._temporary, self._target)
+                finally:
+                    if self._target.exists():
+                        remove_tree(old)
+                    else:  # the new one did not get there: the old one is better than none
+                        with contextlib.suppress(OSError):
+                            os.rename(old, self._target)
             else:
+                taken = OutputExists(f"{inert(str(self.path))} was created by another program; -f replaces it")
                 if self._target.exists():
-                    raise OutputExists(f"{inert(str(self.path))} was created by another program; -f replaces it")
-                os.rename(self._temporary, self._target)
-                self._forget()
+                    raise taken
+                try:
+                    os.rename(self._temporary, self._target)
+                except OSError as error:
+                    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise taken from None
+                    raise
+            self._forget()
             _sync_folder(self._target.parent)
 
     def _forget(self) -> None:
@@ -212,7 +232,27 @@ class AtomicFolder:
         if self._temporary not in _live:
             return
         remove_tree(self._temporary)
-        self._forget()
+        with contextlib.suppress(OSError):
+            self._forget()
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor to read a file beside the weights, which may have become a pipe since it was found."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        raise ModelzipError(f"{inert(str(path))}: cannot read: {error.strerror}") from error
+    raise ModelzipError(f"{inert(str(path))}: cannot read: no longer a regular file")
+
+
+def _read_piece(descriptor: int, path: Path) -> bytes:
+    try:
+        return os.read(descriptor, PIECE)
+    except OSError as error:
+        raise ModelzipError(f"{inert(str(path))}: cannot read: {error.strerror}") from error
 
 
 def _temporary_name() -> str:
@@ -239,17 +279,26 @@ class StandardOutput:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put `data` at `offset`."""
         view = memoryview(data).cast("B")
-        with _errors_of("standard output"):
+        with _errors_of("standard output (collected in the temporary folder, TMPDIR)"):
             while view.nbytes:
                 written = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
 
     def sync(self) -> int:
         """Return the size; nothing has to reach a disk."""
-        return os.fstat(self._descriptor).st_size
+        with _errors_of("standard output"):
+            return os.fstat(self._descriptor).st_size
 
     def commit(self) -> None:
         """Send everything. Raises BrokenPipeError when the reader went away, CannotWrite when it cannot take more."""
+        try:
+            self._send()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise CannotWrite(f"standard output: cannot write: {error.strerror or error}") from error
+
+    def _send(self) -> None:
         position = 0
         sys.stdout.flush()
         while piece := os.pread(self._descriptor, PIECE, position):
@@ -278,7 +327,7 @@ def unnamed_file() -> int:
         with tempfile.TemporaryFile(prefix="modelzip-") as file:
             return os.dup(file.fileno())
     except OSError as error:
-        raise CannotWrite(f"{tempfile.gettempdir()}: cannot make a temporary file: {error.strerror}") from error
+        raise CannotWrite(f"cannot make a temporary file (TMPDIR says where): {error.strerror or error}") from error
 
 
 def spool(descriptor: int, label: str) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import NotStrict, parse
-from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -177,26 +177,31 @@ def _beside(path: Path, taken: set[str]) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _walk(path: Path, below: str, level: int) -> Iterator[str]:
-    with os.scandir(path / below) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(path / below) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ModelzipError(f"{inert(str(path / below))}: cannot read: {error.strerror}") from error
     for entry in found:
         if entry.name.startswith(".") or entry.name == "__pycache__":
             continue
         if entry.is_dir(follow_symlinks=False):
             if level < MOST_LEVELS:
                 yield from _walk(path, f"{below}{entry.name}/", level + 1)
-        elif not entry.is_dir():
+        elif not os.path.isdir(entry.path):  # entry.is_dir() raises for a link to itself
             yield f"{below}{entry.name}"
 
 
 def _stays_inside(folder: Path, path: Path) -> bool:
     """Whether a file is a regular one in `folder`, or in the cache of the hub that `folder` is a snapshot of."""
     root = folder.resolve()
-    roots = [root, root.parent.parent] if root.parent.name == "snapshots" else [root]
+    model = root.parent.parent
+    in_cache = root.parent.name == "snapshots" and model.name.startswith("models--")
+    roots = [root, model / "blobs"] if in_cache else [root]
     try:
         target = path.resolve(strict=True)
         return stat.S_ISREG(target.stat().st_mode) and any(target.is_relative_to(allowed) for allowed in roots)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
         return False
 
 

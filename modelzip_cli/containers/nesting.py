@@ -7,7 +7,7 @@ People save a bare state dict, a trainer checkpoint with the state dict under so
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +28,7 @@ from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckp
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
 NOT_WEIGHTS = ("optim", "sched", "scaler", "ema", "average", "shadow", "momentum", "rng", "loops", "callbacks")
 MODULE_ATTRIBUTES = ("_parameters", "_buffers", "_modules")
-MOST_MODULES = 1_000_000
+MOST_IN_MODULES = 1_000_000  # modules and what is in them, counted wherever a shared one stands
 MOST_VALUES = 5_000_000
 MOST_NESTING = 64
 MOST_TEXT = 64 << 20  # characters, counted wherever a shared text stands
@@ -59,32 +59,85 @@ def take_apart(root: Tree, *, label: str, key: str | None, keep_extras: bool) ->
     if isinstance(root, TensorRef):
         return Nested(Weights("tensor"), "", {BARE: root})
     found = Nested()
-    root = _unfold_modules(root, found, label)
+    root = _Unfolder(found, label).unfold(root)
     path = _choose(root, label, key)
     found.path = ".".join(path)
     state_dict = root
     for part in path:
         state_dict = state_dict[part]
-    found.tree = _Cleaner(found, path, set(map(str, state_dict)), label, keep_extras).clean(root, ())
+    found.tree = _Cleaner(found, path, set(filter(_is_text, state_dict)), label, keep_extras).clean(root, ())
     return found
 
 
-def _unfold_modules(root: Tree, found: Nested, label: str) -> Tree:
-    """Put the state dict of a model in place of a model that was saved whole: the root, or a value of the root."""
-    if isinstance(root, Opaque) and (state := _module_state(root)) is not None:
-        found.modules.append(root.name)
-        return _state_dict_of(state, label)
-    if not isinstance(root, dict):
-        return root
-    unfolded: dict[Any, Any] = type(root)()
-    for name, value in root.items():
-        state = _module_state(value) if isinstance(value, Opaque) else None
-        if state is not None:
-            found.modules.append(value.name)
-        unfolded[name] = value if state is None else _state_dict_of(state, label)
-    if hasattr(root, "_metadata"):
-        unfolded._metadata = root._metadata  # type: ignore[attr-defined]
-    return unfolded
+class _Unfolder:
+    """Put the state dict of a model in place of one that was saved whole: the root, or a value of the root."""
+
+    def __init__(self, found: Nested, label: str) -> None:
+        self.found, self.label = found, label
+        self.visited = self.characters = 0
+        self.unfolded: dict[int, OrderedDict[str, TensorRef]] = {}
+
+    def unfold(self, root: Tree) -> Tree:
+        if isinstance(root, Opaque):
+            return self.model(root)
+        if not isinstance(root, dict):
+            return root
+        unfolded: dict[Any, Any] = type(root)()
+        for name, value in root.items():
+            unfolded[name] = self.model(value) if isinstance(value, Opaque) else value
+        if hasattr(root, "_metadata"):
+            unfolded._metadata = root._metadata  # type: ignore[attr-defined]
+        return unfolded
+
+    def model(self, value: Opaque) -> Tree:
+        state = _module_state(value)
+        if state is None:
+            return value
+        if value.name not in self.found.modules:
+            self.found.modules.append(value.name)
+        if id(value) not in self.unfolded:
+            self.unfolded[id(value)] = self.state_dict(state)
+        return self.unfolded[id(value)]
+
+    def state_dict(self, state: dict[str, Any]) -> OrderedDict[str, TensorRef]:
+        """What `state_dict()` of a module would give, from its attributes. Source: torch/nn/modules/module.py."""
+        weights: OrderedDict[str, TensorRef] = OrderedDict()
+        waiting = [("", state, 0)]
+        while waiting:
+            prefix, attributes, depth = waiting.pop()
+            passing = attributes.get("_non_persistent_buffers_set", ())
+            passing = set(filter(_is_text, passing)) if isinstance(passing, (set, list)) else ()
+            self.count(prefix, (passing, *(attributes[kind] for kind in MODULE_ATTRIBUTES)), depth)
+            for kind in ("_parameters", "_buffers"):
+                for name, tensor in attributes[kind].items():
+                    if tensor is None or (kind == "_buffers" and name in passing):
+                        continue
+                    if not isinstance(tensor, TensorRef):
+                        raise _only_its_code(f"{self.label}: {inert(f'{prefix}{name}', longest=200)} is", tensor)
+                    weights[f"{prefix}{name}"] = tensor
+            inside = []
+            for name, module in attributes["_modules"].items():
+                below = _module_state(module)
+                if below is not None:
+                    inside.append((f"{prefix}{name}.", below, depth + 1))
+                elif module is not None:
+                    raise _only_its_code(f"{self.label}: {inert(f'{prefix}{name}', longest=200)} is", module)
+            waiting += reversed(inside)
+        return weights
+
+    def count(self, prefix: str, contents: tuple[Collection[Any], ...], depth: int) -> None:
+        """Hold what is in a module against the limits, before a name is made of it."""
+        self.visited += 1 + sum(map(len, contents))
+        for names in contents:
+            if not all(map(_is_text, names)):
+                raise BrokenCheckpoint(f"{self.label}: something in a module of its model has a name that is not text")
+            self.characters += len(names) * (len(prefix) + 1) + sum(map(len, names))
+        if depth > MOST_NESTING or self.visited > MOST_IN_MODULES or self.characters > MOST_TEXT:
+            raise BrokenCheckpoint(f"{self.label}: the modules of its model are too many or nested too deeply")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _module_state(value: Tree) -> dict[str, Any] | None:
@@ -93,35 +146,6 @@ def _module_state(value: Tree) -> dict[str, Any] | None:
         if isinstance(state, dict) and all(isinstance(state.get(name), dict) for name in MODULE_ATTRIBUTES):
             return state
     return None
-
-
-def _state_dict_of(state: dict[str, Any], label: str) -> OrderedDict[str, TensorRef]:
-    """What `state_dict()` of a module would give, from its attributes. Source: torch/nn/modules/module.py."""
-    weights: OrderedDict[str, TensorRef] = OrderedDict()
-    waiting = [("", state, 0)]
-    visited = 0
-    while waiting:
-        prefix, attributes, depth = waiting.pop()
-        visited += 1
-        if depth > MOST_NESTING or visited > MOST_MODULES:
-            raise BrokenCheckpoint(f"{label}: the modules of its model are too many or nested too deeply")
-        passing = attributes.get("_non_persistent_buffers_set", ())
-        for kind in ("_parameters", "_buffers"):
-            for name, tensor in attributes[kind].items():
-                if tensor is None or (kind == "_buffers" and isinstance(passing, (set, list)) and name in passing):
-                    continue
-                if not isinstance(tensor, TensorRef):
-                    raise _only_its_code(f"{label}: {inert(f'{prefix}{name}', longest=200)} is", tensor)
-                weights[f"{prefix}{name}"] = tensor
-        inside = []
-        for name, module in attributes["_modules"].items():
-            below = _module_state(module)
-            if below is not None:
-                inside.append((f"{prefix}{name}.", below, depth + 1))
-            elif module is not None:
-                raise _only_its_code(f"{label}: {inert(f'{prefix}{name}', longest=200)} is", module)
-        waiting += reversed(inside)
-    return weights
 
 
 def _only_its_code(what: str, value: Tree) -> UnsafeInput:
@@ -134,12 +158,15 @@ def _only_its_code(what: str, value: Tree) -> UnsafeInput:
 
 def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
     candidates = dict(_state_dicts(root, (), set()))
+    if sum(len(part) + 1 for path in candidates for part in path) > MOST_TEXT:
+        raise BrokenCheckpoint(f"{label}: its state dicts are too many or nested too deeply")
     if key is not None:
         for path in candidates:
             if ".".join(path) == key:
                 return path
         names = [".".join(path) for path in candidates if path]
-        raise UsageError(f"{label}: --key {key!r} names no state dict{did_you_mean(key, names)}; there {_list(names)}")
+        hint = did_you_mean(key, [name for name in names[:1000] if len(name) <= 200])
+        raise UsageError(f"{label}: --key {key!r} names no state dict{hint}; there {_list(names)}")
     unknown = next(_opaque_objects(root, 0, set()), None)
     if isinstance(root, dict):
         for name in PREFERRED:
@@ -159,7 +186,7 @@ def _choose(root: Tree, label: str, key: str | None) -> tuple[str, ...]:
         return () if () in candidates else likely[0]
     if likely:
         names = [".".join(path) for path in likely]
-        raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {inert(', '.join(names))}")
+        raise UsageError(f"{label}: holds {len(names)} state dicts; choose with --key: {_few(names)}")
     if not _holds_tensor(root, set()):
         what = f"{label}: holds no state dict, and no tensors at all"
         if unknown is not None and (
@@ -192,7 +219,11 @@ def _holds_tensor(root: Tree, seen: set[int]) -> bool:
 
 
 def _list(names: list[str]) -> str:
-    return f"are {inert(', '.join(names))}" if names else "is only the file itself"
+    return f"are {_few(names)}" if names else "is only the file itself"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(inert(name, longest=80) for name in names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _state_dicts(tree: Tree, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -235,34 +266,50 @@ class _Cleaner:
         self.found, self.path, self.label, self.keep_extras = found, path, label, keep_extras
         self.weight_names = weight_names
         self.values = self.characters = 0
+        self.taken: dict[str, int] = {}
         self.unknown_names: set[str] = set()
         self.without_tensors: set[int] = set()
 
     def clean(self, tree: Tree, path: tuple[str, ...]) -> Tree:
         """Return `tree` with only values that a tree may hold; what may not be kept becomes None."""
         self.values += 1
-        if self.values > MOST_VALUES or self.characters > MOST_TEXT or len(path) > MOST_NESTING:
-            raise BrokenCheckpoint(f"{self.label}: the values beside the weights are too many or nested too deeply")
+        self.check_limits(path)
         if isinstance(tree, TensorRef):
             return self.tensor_beside(tree, path)
         if self.is_unknown(tree):
             return None
         if isinstance(tree, dict):
             return self.state_dict(tree, path) if path == self.path else self.plain_dict(tree, path)
-        if isinstance(tree, (str, bytes, bytearray)):
-            self.characters += len(tree)  # one text may stand in many places
-        self.check_integer(tree, path)
         if isinstance(tree, (list, tuple)):
             items = [self.clean(value, (*path, str(place))) for place, value in enumerate(tree)]
             return items if isinstance(tree, list) else tuple(items)
         if isinstance(tree, (set, frozenset)):
-            return type(tree)(value for value in tree if not self.is_unknown_key(value))
+            kept = type(tree)(value for value in tree if not self.is_unknown_key(value))
+            self.count((*kept,), path)
+            return kept
+        self.count(tree, path)
         return tree
 
-    def check_integer(self, value: Any, path: tuple[str, ...]) -> None:
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, int) and item.bit_length() > MOST_INTEGER:
-                raise UnsupportedCheckpoint(f"{self.label}: {inert('.'.join(path))}: a whole number of too many digits")
+    def check_limits(self, path: tuple[str, ...]) -> None:
+        if self.values > MOST_VALUES or self.characters > MOST_TEXT or len(path) > MOST_NESTING:
+            raise BrokenCheckpoint(f"{self.label}: the values beside the weights are too many or nested too deeply")
+
+    def count(self, value: Any, path: tuple[str, ...]) -> None:
+        """Hold a plain value, a key or the items of a set against the limits: one may stand in many places."""
+        self.values += 1
+        if isinstance(value, Call):
+            value = value.arguments
+        if isinstance(value, (tuple, list)):
+            for item in value:
+                self.count(item, path)
+        elif isinstance(value, (str, bytes, bytearray)):
+            self.characters += len(value)
+        elif isinstance(value, int):
+            if value.bit_length() > MOST_INTEGER:
+                where = inert(".".join(path), longest=200)
+                raise UnsupportedCheckpoint(f"{self.label}: {where}: a whole number of too many digits")
+            self.characters += max(0, value.bit_length() - 64) // 3
+        self.check_limits(path)
 
     def is_unknown(self, tree: Tree) -> bool:
         """Note the name of an object that is not kept."""
@@ -288,8 +335,7 @@ class _Cleaner:
         for key, value in tree.items():
             if self.is_unknown_key(key):
                 continue
-            self.check_integer(key, path)
-            kept = self.clean(value, (*path, str(key)))
+            kept = self.clean(value, (*path, self.part(key, path)))
             if not self.drops(value):
                 cleaned[key] = kept
         if hasattr(tree, "_metadata"):
@@ -302,20 +348,31 @@ class _Cleaner:
             if isinstance(key, str) and isinstance(value, TensorRef):
                 self.found.weights[key] = value
                 continue
+            known = not self.is_unknown_key(key)
             if isinstance(value, Opaque) and _holds_tensor(value, self.without_tensors):  # such as a sparse tensor
-                raise _only_its_code(f"{self.label}: {inert(str(key), longest=200)} is", value)
-            if self.is_unknown_key(key):
+                what = inert(self.part(key, path), longest=200) if known else "a weight"
+                raise _only_its_code(f"{self.label}: {what} is", value)
+            if not known:
                 continue
-            self.check_integer(key, path)
-            kept = self.clean(value, (*path, str(key)))
+            kept = self.clean(value, (*path, self.part(key, path)))
             if not self.drops(value):
                 others.append((len(self.found.weights) + len(others), key, kept))
         metadata = self.clean(getattr(tree, "_metadata", None), (*path, "_metadata"))
         return Weights("OrderedDict" if isinstance(tree, OrderedDict) else "dict", tuple(others), metadata)
 
+    def part(self, key: Any, path: tuple[str, ...]) -> str:
+        """A key as a part of a name, which is a copy of all in it: counted before it is made."""
+        self.count(key, path)
+        return key if isinstance(key, str) else str(key)
+
     def tensor_beside(self, tensor: TensorRef, path: tuple[str, ...]) -> Named | None:
-        name = ".".join(path)
-        while name in self.found.beside or name in self.weight_names:
-            name += "'"
+        self.characters += sum(len(part) + 1 for part in path)
+        self.check_limits(path)
+        plain = ".".join(path)
+        quotes = self.taken.get(plain, 0)
+        while (name := plain + "'" * quotes) in self.found.beside or name in self.weight_names:
+            quotes += 1
+        self.taken[plain] = quotes + 1
+        self.characters += quotes
         self.found.beside[name] = tensor
         return Named(name) if self.keep_extras else None

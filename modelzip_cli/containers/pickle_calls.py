@@ -78,6 +78,9 @@ def _counts(value: Any) -> tuple[int, ...]:
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> TensorRef:
     if isinstance(storage, StorageView):
+        last = sum((size - 1) * stride for size, stride in zip(_counts(shape), _counts(strides), strict=True))
+        if 0 not in _counts(shape) and as_count(offset) + last >= storage.numel:
+            raise BadPickle("a tensor beyond its view of a storage")
         storage, offset = storage.storage, storage.offset + as_count(offset)
     if not isinstance(storage, StorageRef) or storage.dtype is None:
         raise BadPickle("a tensor without a typed storage")
@@ -142,6 +145,13 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _is_plain(value: Any, *, inside: bool = False) -> bool:
+    """Whether `value` is what a size or a device is made of: a number, a text, or a few of them."""
+    if isinstance(value, (tuple, list)):
+        return not inside and len(value) <= MOST_IN_KEY and all(_is_plain(item, inside=True) for item in value)
+    return isinstance(value, (type(None), bool, int, str))
+
+
 RECONSTRUCTORS = ("copyreg._reconstructor", "copyreg.__newobj__")  # of any class, their first argument
 
 
@@ -155,6 +165,6 @@ def call(function: Any, arguments: Any) -> Any:
         return CONSTRUCTORS[function.name](*arguments)
     if function.name in RECONSTRUCTORS and arguments and isinstance(arguments[0], Global):
         return Opaque(arguments[0].name, [*arguments[1:]])
-    if function.name in CALLS:
+    if function.name in CALLS and all(map(_is_plain, arguments)):
         return Call(function.name, arguments)
     return Opaque(function.name, [*arguments])

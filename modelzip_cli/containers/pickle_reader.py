@@ -55,6 +55,7 @@ class _Machine:
     def __init__(self, data: bytes, place: int) -> None:
         self.data, self.place = data, place
         self.storages: dict[str, StorageRef] = {}
+        self.views: dict[str, StorageView] = {}
         self.stack: list[Any] = []
         self.copied = 0
         self.memo: dict[int, Any] = {}
@@ -197,13 +198,18 @@ class _Machine:
         match self.stack.pop():
             case ("storage", Global(name=kind), str(key), str() | None, int(numel), *view) if kind in STORAGES:
                 storage = StorageRef(key, STORAGES[kind], as_count(numel))
-                if self.storages.setdefault(key, storage) != storage:
+                if self.storages.setdefault(key, storage) != storage or key in self.views:
                     raise BadPickle("two storages with one key")
                 match view:
                     case [] | [None]:
                         self.push(storage)
-                    case [(_, int(offset), int(length))]:
-                        self.push(StorageView(storage, as_count(offset), as_count(length)))
+                    case [(str(own), int(offset), int(length))]:
+                        part = StorageView(storage, as_count(offset), as_count(length))
+                        if self.views.setdefault(own, part) != part or own in self.storages:
+                            raise BadPickle("two storages with one key")
+                        if offset + length > numel:
+                            raise BadPickle("a view beyond its storage")
+                        self.push(part)
                     case _:
                         raise BadPickle("a view of a storage that is none")
             case ("module", Global() as kind, *_):

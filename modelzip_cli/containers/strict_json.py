@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 
@@ -14,7 +15,7 @@ def parse(text: bytes | str) -> Any:
     """Return the value of strict UTF-8 JSON `text`. Raises NotStrict."""
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
         if "\\ud" in decoded or "\\uD" in decoded:  # an escaped lone surrogate parses, but cannot be written again
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except NotStrict:
@@ -40,6 +41,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise NotStrict(f"the key {twice!r} appears twice")
     return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # 1e999; written again, it would be Infinity
+        raise NotStrict("a number that is too large")
+    return number
 
 
 def _refuse_constant(name: str) -> None:

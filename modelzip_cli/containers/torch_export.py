@@ -19,7 +19,8 @@ from modelzip_cli.containers.zip_file import Entry, check_crc
 from modelzip_cli.errors import BrokenCheckpoint, UnsafeInput, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DTYPES, DType
 
-MOST_CONFIG = 256 << 20
+MOST_CONFIG = 100_000_000
+MOST_RANK = 64
 FOLDER, CONFIG = "/data/weights/", "_weights_config.json"
 SCALAR_TYPES: dict[int, DType] = {
     number: DTYPES[name]
@@ -56,6 +57,8 @@ def is_export(entries: Mapping[str, Entry]) -> bool:
 
 def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
     """Find the weights of the one model in the archive, under the names of its state dict."""
+    if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in entries):
+        raise UnsupportedCheckpoint(f"{file.label}: both a torch.export archive (.pt2) and a torch file")
     configs = [name for name in entries if FOLDER in name and name.endswith(CONFIG)]
     if len(configs) != 1:
         raise UnsupportedCheckpoint(
@@ -64,7 +67,7 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
     folder = configs[0][: configs[0].index(FOLDER) + len(FOLDER)]
     entry = entries[configs[0]]
     if entry.size > MOST_CONFIG:
-        raise BrokenCheckpoint(f"{file.label}: the list of its weights is larger than 256 MB")
+        raise BrokenCheckpoint(f"{file.label}: the list of its weights is larger than 100 MB")
     text = file.read(entry.offset, entry.size)
     check_crc(entry, text, f"{file.label}: {inert(configs[0])}")
     storages = {name.removeprefix(folder): entry for name, entry in entries.items() if name.startswith(folder)}
@@ -87,7 +90,11 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
 
 def _tensor(payload: Mapping[str, Any], storages: Mapping[str, Entry]) -> TensorRef:
     meta, key = payload["tensor_meta"], payload["path_name"]
+    if type(meta["dtype"]) is not int:
+        raise ValueError("a dtype is not a whole number")
     dtype, entry = SCALAR_TYPES[meta["dtype"]], storages[key]
+    if len(meta["sizes"]) > MOST_RANK or len(meta["strides"]) > MOST_RANK:
+        raise ValueError(f"a tensor of more than {MOST_RANK} dimensions")
     shape, strides = (tuple(_whole(size) for size in meta[name]) for name in ("sizes", "strides"))
     storage = StorageRef(key, None, entry.size)
     return TensorRef(storage, dtype, _whole(meta["storage_offset"]), shape, strides)

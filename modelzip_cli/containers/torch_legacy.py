@@ -53,8 +53,8 @@ def _read(file: SourceFile, head: bytes) -> Archive:
         pickles.append(read_one_pickle(head, place))
         place = pickles[-1].end
     _, protocol, machine, found, keys = (pickle.tree for pickle in pickles)
-    if protocol != PROTOCOL:
-        raise UnsupportedCheckpoint(f"{file.label}: torch format {inert(str(protocol))} is unknown")
+    if type(protocol) is not int or protocol != PROTOCOL:
+        raise UnsupportedCheckpoint(f"{file.label}: a torch format of an unknown version")
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UnsupportedCheckpoint(f"{file.label}: written by a big-endian machine; save it again on another")
     sha256 = hashlib.sha256(head[:place]).hexdigest()
