@@ -254,9 +254,10 @@ def encode(slab: Slab, source: Checkpoint, layout: str, *, summed: bool = True) 
         bits = source.read(spec.name, slab.first, slab.last)
         return Encoded(slab, {tensor.parts[0].local: _stored(bits, summed)}, None)
     block = read_block(source, spec, slab.first, slab.last)
-    params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
-    codes = scheme.encode(block, params)
-    decoded = scheme.decode(codes, params)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
+        params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
+        codes = scheme.encode(block, params)
+        decoded = scheme.decode(codes, params)
     dtype = scheme.plain or spec.dtype
     restored = rounded(decoded, dtype)
     sums = error_sums(block.reshape(-1), restored.reshape(-1))

@@ -127,7 +127,7 @@ class Int(Scheme):
             divisor = np.where(scale == 0, np.float32(1), scale)
             zero_point = np.rint(-lowest / divisor).clip(0, top)
             safe = self.granularity.rounded(scale, np.maximum(zero_point, top - zero_point))
-            if (safe == scale).all():
+            if (safe == scale).all() or not np.isfinite(scale).all():  # the engine refuses what is not finite
                 return {"scale": scale, "zero_point": zero_point.astype(np.uint8)}
             scale = safe
 
