@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.containers.tree import Named, Tree, Weights
 from modelzip_cli.errors import inert
 from modelzip_cli.layouts.native_source import NativeSource

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from modelzip_cli import __version__
 from modelzip_cli.compress import Outcome, widest_records
-from modelzip_cli.containers.atomic import STANDARD, AtomicFolder, write_text
+from modelzip_cli.containers.atomic import AtomicFolder, write_text
 from modelzip_cli.containers.hf_directory import (
     NATIVE_INDEX,
     NATIVE_SUFFIX,
@@ -19,6 +19,7 @@ from modelzip_cli.containers.hf_directory import (
     is_plain_name,
 )
 from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BrokenCheckpoint, CannotWrite, OutputExists, OutputIsSource, UsageError, inert
 from modelzip_cli.layouts.native import build_manifest, manifest_metadata
 from modelzip_cli.layouts.native_source import NativeSource

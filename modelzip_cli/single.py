@@ -15,7 +15,7 @@ from typing import Any
 from modelzip_cli import __version__
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome, run
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.layouts.native import BITPACK
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size

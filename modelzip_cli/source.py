@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from modelzip_cli.containers.atomic import STANDARD
 from modelzip_cli.containers.hf_directory import NATIVE_INDEX, HfDirectory, is_hugging_face, list_model
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.layouts.native import DIGEST
 from modelzip_cli.layouts.native_source import NativeSource, is_native

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from modelzip_cli.batch.journal import Journal
-from modelzip_cli.containers.atomic import STANDARD
 from modelzip_cli.containers.hf_directory import is_hugging_face
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import FileNotThere, ModelzipError, OutputExists, OutputIsSource, UsageError, inert
 from modelzip_cli.output import SUFFIXES
 from modelzip_cli.source import directory_message, is_compressed, open_source

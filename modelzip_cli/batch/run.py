@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelzip_cli.batch.jobs import Job
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BatchFailed, Bug, CannotWrite, ModelzipError, inert
 from modelzip_cli.report import SCHEMA_VERSION, Report
 

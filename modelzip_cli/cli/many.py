@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from modelzip_cli.cli.show import form_for, show, to_null, write_reports
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import CannotWrite, Stopped, UsageError, inert
 
 if TYPE_CHECKING:

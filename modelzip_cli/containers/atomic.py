@@ -9,19 +9,15 @@ import os
 import re
 import secrets
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Thread
 
 from modelzip_cli.errors import CannotWrite, ModelzipError, OutputExists, inert
 
-STANDARD = Path("-")  # standard input or output
 PIECE = 1 << 20
 PREFIX, SUFFIX = ".modelzip-", ".tmp"
 TEMPORARY = re.compile(re.escape(PREFIX) + r"(\d{1,9})-[0-9a-f]{16}" + re.escape(SUFFIX))
-
-
 FLUSH_BYTES = 32 << 20  # written bytes that are worth bringing to the disk while others are still encoded
 
 _live: set[Path] = set()  # temporaries of this process, for a second signal that does not let `abort` run
@@ -61,7 +57,7 @@ class AtomicFile:
         return self._temporary
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return _errors_of(inert(str(self.path)))
+        return errors_of(inert(str(self.path)))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put `data` at `offset` of the file; short writes and interrupts are continued."""
@@ -165,7 +161,7 @@ class AtomicFolder:
         return self._temporary
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
-        return _errors_of(inert(str(self.path)))
+        return errors_of(inert(str(self.path)))
 
     def inside(self, name: str) -> Path:
         """Where a file of the folder is written before the commit."""
@@ -269,56 +265,6 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-class StandardOutput:
-    """Standard output as an output: collected in a file without a name, sent by `commit`, so whole or not at all."""
-
-    def __init__(self) -> None:
-        self.path = self.pending = STANDARD
-        self._descriptor = unnamed_file()
-
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Put `data` at `offset`."""
-        view = memoryview(data).cast("B")
-        with _errors_of("standard output (collected in the temporary folder, TMPDIR)"):
-            while view.nbytes:
-                written = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[written:], offset + written
-
-    def sync(self) -> int:
-        """Return the size; nothing has to reach a disk."""
-        with _errors_of("standard output"):
-            return os.fstat(self._descriptor).st_size
-
-    def commit(self) -> None:
-        """Send everything. Raises BrokenPipeError when the reader went away, CannotWrite when it cannot take more."""
-        try:
-            self._send()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise CannotWrite(f"standard output: cannot write: {error.strerror or error}") from error
-
-    def _send(self) -> None:
-        position = 0
-        sys.stdout.flush()
-        while piece := os.pread(self._descriptor, PIECE, position):
-            position += len(piece)
-            view = memoryview(piece)
-            while view.nbytes:
-                view = view[os.write(1, view) :]
-
-    def abort(self) -> None:
-        """Let the collected bytes go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def open_output(path: Path, *, replace: bool) -> AtomicFile | StandardOutput:
-    """The output at `path`; `-` is standard output."""
-    return StandardOutput() if path == STANDARD else AtomicFile(path, replace=replace)
-
-
 def unnamed_file() -> int:
     """A descriptor on a new file in the temporary folder (TMPDIR) that has no name, so nothing is left of it."""
     import tempfile
@@ -330,19 +276,9 @@ def unnamed_file() -> int:
         raise CannotWrite(f"cannot make a temporary file (TMPDIR says where): {error.strerror or error}") from error
 
 
-def spool(descriptor: int, label: str) -> int:
-    """Copy what `descriptor` gives to a file without a name; return a descriptor on that."""
-    file = unnamed_file()
-    with _errors_of(f"{label} (a copy of it in the temporary folder, TMPDIR)"):
-        while piece := os.read(descriptor, PIECE):
-            view = memoryview(piece)
-            while view.nbytes:
-                view = view[os.write(file, view) :]
-    return file
-
-
 @contextlib.contextmanager
-def _errors_of(label: str) -> Iterator[None]:
+def errors_of(label: str) -> Iterator[None]:
+    """Raise a failing call of the system as CannotWrite that names `label`."""
     try:
         yield
     except OSError as error:
@@ -377,7 +313,7 @@ def append_text(path: Path, text: str) -> None:
     if path.is_symlink():
         raise CannotWrite(f"{inert(str(path))}: cannot write: it is a link; remove it")
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with _errors_of(inert(str(path))):
+    with errors_of(inert(str(path))):
         descriptor = os.open(path, flags, 0o666)
         try:
             status = os.fstat(descriptor)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelzip_cli.containers.atomic import open_output
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.streams import open_output
 from modelzip_cli.containers.strict_json import NotStrict, dumps, parse
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 from modelzip_cli.tensors import DTYPES, TensorSpec

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from modelzip_cli.containers.atomic import STANDARD, spool
+from modelzip_cli.containers.streams import STANDARD, spool
 from modelzip_cli.errors import (
     BrokenCheckpoint,
     FileNotThere,

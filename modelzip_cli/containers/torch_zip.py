@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelzip_cli.containers.atomic import open_output
 from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.pickle_calls import STORAGES, BadPickle
@@ -18,6 +17,7 @@ from modelzip_cli.containers.pickle_reader import MOST_PICKLE, read_pickle
 from modelzip_cli.containers.pickle_writer import write_pickle
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.streams import open_output
 from modelzip_cli.containers.torch_file import Archive, contiguous_strides
 from modelzip_cli.containers.tree import StorageRef, TensorRef, Weights
 from modelzip_cli.containers.zip_file import TORCHSCRIPT, Entry, ZipWriter, check_crc

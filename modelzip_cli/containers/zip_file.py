@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from modelzip_cli.containers.atomic import AtomicFile, StandardOutput
+from modelzip_cli.containers.atomic import AtomicFile
 from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.streams import StandardOutput
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 
 LOCAL = struct.Struct("<4s5H3I2H")

@@ -11,7 +11,7 @@ import pytest
 
 from modelzip_cli.batch.jobs import Selection, find_inputs, plan_jobs, read_filelist
 from modelzip_cli.batch.names import output_name
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import FileNotThere, OutputExists, OutputIsSource, UsageError
 from modelzip_cli.recipe import Recipe
 

@@ -10,7 +10,7 @@ import pytest
 import modelzip_cli.batch.run
 from modelzip_cli.batch.jobs import Job
 from modelzip_cli.batch.run import Result, output_folders, raise_for, run_jobs, summarize
-from modelzip_cli.containers.atomic import STANDARD
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BatchFailed, BrokenCheckpoint, CannotWrite, Stopped, UsageError
 from modelzip_cli.report import Report, Side
 

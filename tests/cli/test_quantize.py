@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file
 
+from modelzip_cli.schemes import SCHEMES, scheme_class
 from tests import checkpoints
 
 
@@ -185,6 +186,25 @@ def test_a_failed_gate_leaves_the_output_of_an_earlier_run(modelzip, sample, tmp
     before = (tmp_path / "digits_cnn.int8.safetensors").read_bytes()
     assert modelzip("quantize", source, "--max-size", "10kB", "-f").exit_code == 4
     assert (tmp_path / "digits_cnn.int8.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *(scheme_class(scheme_id).example for scheme_id in SCHEMES),
+        *("int4", "int4-asym", "int4-tensor", "int4-tensor-asym", "int4-tensor-asym-mse", "fixed8", "fixed8-mse"),
+        *("ternary", "ternary-tensor", "binary", "binary-tensor", "binary-m2-tensor", "fp8", "codebook1", "codebook8"),
+    ],
+)
+def test_every_scheme_leaves_the_refusal_of_nan_to_one_clear_line(scheme, modelzip, tmp_path, recwarn):
+    weights = torch.full((64, 128), 0.5, dtype=torch.float64)
+    weights[3, 5], weights[9, 9] = float("nan"), float("inf")
+    save_file({"bad": weights}, tmp_path / "nan.safetensors")
+    run = modelzip("quantize", "nan.safetensors", "--scheme", scheme)
+    assert run.exit_code == 1
+    assert "tensor bad holds NaN (first at row 3, column 5)" in run.stderr
+    assert not recwarn.list
+    assert listing(tmp_path) == ["nan.safetensors"]
 
 
 def test_a_tensor_with_nan_is_refused_by_name_or_kept(modelzip, tmp_path):

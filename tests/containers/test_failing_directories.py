@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from modelzip_cli.containers import atomic
+from modelzip_cli.containers import atomic, streams
 from modelzip_cli.containers.atomic import AtomicFolder
 from modelzip_cli.errors import CannotWrite, ModelzipError, OutputExists
 from modelzip_cli.recipe import Recipe, Rule
@@ -334,6 +334,7 @@ def test_whichever_call_fails_a_stream_is_whole_or_an_error(function, fault, tmp
         faulty = FaultyOs(function, fault, at)
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "os", faulty)
+            patch.setattr(streams, "os", faulty)
             try:
                 stream()
                 failed = False
