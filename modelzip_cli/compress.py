@@ -10,16 +10,17 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.coders.lossless import pack as pack_bits
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import narrow, rounded
-from modelzip_cli.layouts.native import Record, encode_parts
+from modelzip_cli.layouts.native import CODES, Record, encode_parts, slab_count, slabs
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
 from modelzip_cli.source import Checkpoint
@@ -44,7 +45,8 @@ class Slab:
     @property
     def units(self) -> int:
         """How much work it is."""
-        return (self.last - self.first) * (self.tensor.spec.matrix[1] if self.tensor.scheme else 1)
+        by_units = self.tensor.scheme is None or self.tensor.scheme.raw
+        return (self.last - self.first) * (1 if by_units else self.tensor.spec.matrix[1])
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,31 @@ class Outcome:
 
     crc32: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     sums: dict[str, list[Sums]] = field(default_factory=dict)
+    sizes: dict[str, dict[str, list[int]]] = field(default_factory=dict)
 
     def add(self, encoded: Encoded) -> None:
         """Take in one slab."""
         name = encoded.slab.tensor.spec.name
-        for local, (_, crc) in encoded.parts.items():
+        for local, (data, crc) in encoded.parts.items():
             self.crc32.setdefault(name, {}).setdefault(local, []).append(crc)
+            self.sizes.setdefault(name, {}).setdefault(local, []).append(data.nbytes)
         if encoded.sums is not None:
             self.sums.setdefault(name, []).append(encoded.sums)
 
     def errors(self, tensor: TensorPlan) -> Errors | None:
         """The error of a treated tensor; None for one that is kept."""
-        return Errors.of(tensor.spec.size, self.sums.get(tensor.spec.name, [])) if tensor.scheme else None
+        if tensor.scheme is None or tensor.scheme.raw:
+            return None
+        return Errors.of(tensor.spec.size, self.sums.get(tensor.spec.name, []))
+
+    def settled(self, plan: Plan) -> Plan:
+        """The plan with the sizes that coded parts came to have."""
+        tensors = []
+        for tensor in plan.tensors:
+            sizes = self.sizes.get(tensor.spec.name, {})
+            parts = (part.sized(sum(sizes.get(part.local, []))) if part.coded else part for part in tensor.parts)
+            tensors.append(replace(tensor, parts=tuple(parts)))
+        return replace(plan, tensors=tuple(tensors))
 
     def records(self, plan: Plan) -> list[Record]:
         """The manifest entries of all tensors that are stored."""
@@ -84,6 +99,9 @@ class Outcome:
                 tensor.parts,
                 {part.local: tuple(self.crc32.get(tensor.spec.name, {}).get(part.local, ())) for part in tensor.parts},
                 _figures(self.errors(tensor)),
+                tensor.coder,
+                {local: tuple(sizes) for local, sizes in self.sizes.get(tensor.spec.name, {}).items()},
+                tensor.tables,
             )
             for tensor in plan.tensors
             if not tensor.tie
@@ -107,15 +125,19 @@ WIDEST = {"sqnr_db": -1234.1234, "cosine": -0.12345678, "max_abs_error": 1.23456
 
 def widest_records(plan: Plan) -> list[Record]:
     """Manifest entries as wide as any that `plan` can lead to: what the header's space is reserved from."""
-    from modelzip_cli.layouts.native import slab_count
+    def zeros(tensor: TensorPlan) -> dict[str, tuple[int, ...]]:
+        return {part.local: (0,) * slab_count(tensor.spec, tensor.scheme, part) for part in tensor.parts}
 
     return [
         Record(
             tensor.spec,
             tensor.scheme,
             tensor.parts,
-            {part.local: (0,) * slab_count(tensor.spec, tensor.scheme, part) for part in tensor.parts},
-            WIDEST if tensor.scheme else {},
+            zeros(tensor),
+            WIDEST if tensor.scheme and not tensor.scheme.raw else {},
+            tensor.coder,
+            zeros(tensor),
+            tensor.tables,
         )
         for tensor in plan.tensors
         if not tensor.tie
@@ -171,8 +193,16 @@ class _Room:
         """Begin the tensors that are left: those without slabs at the end."""
         while self._waiting:
             self._begin_next()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Tell the sink how long the last part has become; only the last one of a tensor is not known before."""
+        for part in self._current.parts if self._current and not self._current.tie else ():
+            if part.coded:
+                self._sink.resize(part.spec.name, self._places[part.local])
 
     def _begin_next(self) -> None:
+        self._finish()
         self._current = self._waiting.popleft()
         parts = () if self._current.tie else self._current.parts
         self._places = {part.local: 0 for part in parts}
@@ -212,8 +242,7 @@ def _slabs(plan: Plan) -> Iterator[Slab]:
     for tensor in plan.tensors:
         if tensor.tie:
             continue
-        cuts = tensor.spec.row_slabs() if tensor.scheme else tensor.spec.unit_slabs()
-        for first, last in cuts:
+        for first, last in slabs(tensor.spec, tensor.scheme):
             yield Slab(tensor, first, last)
 
 
@@ -225,7 +254,7 @@ class _Task:
 
     def __call__(self) -> list[Encoded]:
         plain = self.plan.layout == "dense" and self.plan.container == "safetensors"  # a file without any checksum
-        return [encode(slab, self.source, self.plan.layout, summed=not plain) for slab in self.slabs]
+        return [encode(slab, self.source, self.plan, summed=not plain) for slab in self.slabs]
 
 
 def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int) -> Iterator[Encoded]:
@@ -243,7 +272,7 @@ def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], 
             future.cancel()
 
 
-def encode(slab: Slab, source: Checkpoint, layout: str, *, summed: bool = True) -> Encoded:
+def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -> Encoded:
     """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread.
 
     Without `summed`, checksums are 0: nobody will look at them.
@@ -253,10 +282,14 @@ def encode(slab: Slab, source: Checkpoint, layout: str, *, summed: bool = True) 
     if scheme is None:
         bits = source.read(spec.name, slab.first, slab.last)
         return Encoded(slab, {tensor.parts[0].local: _stored(bits, summed)}, None)
+    if scheme.raw:
+        bits = source.read(spec.name, slab.first, slab.last)
+        return Encoded(slab, {CODES: _stored(pack_bits(bits, spec.dtype, spec.matrix[1]), summed)}, None)
+    tables, prices = (None, None) if tensor.tables is None else (plan.tables[tensor.tables], plan.prices[tensor.tables])
     block = read_block(source, spec, slab.first, slab.last)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
         params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
-        codes = scheme.encode(block, params)
+        codes = scheme.encode(block, params, prices)
         decoded = scheme.decode(codes, params)
     dtype = scheme.plain or spec.dtype
     restored = rounded(decoded, dtype)
@@ -265,11 +298,11 @@ def encode(slab: Slab, source: Checkpoint, layout: str, *, summed: bool = True) 
         if np.isfinite(block).all():
             raise DoesNotFit(f"{source.file.label}: tensor {inert(spec.name)} does not fit {scheme} in {dtype}")
         raise refuse_nonfinite(source, spec)
-    if layout == "dense":
+    if plan.layout == "dense":
         return Encoded(slab, {tensor.parts[0].local: _stored(narrow(restored, dtype), summed)}, sums)
     parts = {
         local: _stored(bits, summed)
-        for local, bits in encode_parts(scheme, codes, params).items()
+        for local, bits in encode_parts(scheme, codes, params, tensor.coder, tables).items()
         if slab.first == 0 or next(part for part in tensor.parts if part.local == local).per_row
     }
     return Encoded(slab, parts, sums)

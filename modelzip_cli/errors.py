@@ -85,6 +85,12 @@ class FileNotThere(UsageError):
     """A path on the command line does not exist."""
 
 
+class Unreachable(ModelzipError):
+    """A goal cannot be met; the message says the nearest that can."""
+
+    exit_code = 3
+
+
 class GateFailed(ModelzipError):
     """A gate (--fail-under, --max-size) was not met; no output is left behind."""
 

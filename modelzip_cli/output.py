@@ -29,6 +29,7 @@ from modelzip_cli.tensors import ArraySink, Sink, TensorSpec
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+SLACK = 1 << 20  # more than a coded part can be longer than what it codes: for the width of its numbers
 PLAIN_METADATA = {"format": "pt"}  # what loaders of safetensors files expect of weights that came from torch
 
 
@@ -132,6 +133,9 @@ class FileOutput:
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
         self._sink.write(name, offset, data, crc)
 
+    def resize(self, name: str, size: int) -> None:
+        self._sink.resize(name, size)
+
     def finish(self, outcome: Outcome) -> int:
         outer = self._plan.outer if self._plan.layout == "dense" else None
         return self._sink.finish(output_metadata(self._plan, self._source, outcome), outer)
@@ -172,6 +176,9 @@ class DirectoryOutput:
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
         self._file_of[name].write(name, offset, data, crc)
+
+    def resize(self, name: str, size: int) -> None:
+        self._file_of[name].resize(name, size)
 
     def finish(self, outcome: Outcome) -> int:
         size = sum(file.finish(outcome) for file in self._files.values())
@@ -264,13 +271,19 @@ def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> 
         metadata=plan.metadata,
         dropped=[spec.name for spec in plan.dropped],
         records=outcome.records(plan) if outcome else widest_records(plan),
+        tables=plan.tables,
     )
     return {**plan.metadata, **manifest_metadata(manifest)}
 
 
 def header_bytes(plan: Plan, source: Checkpoint) -> int:
     """Space for the header of a safetensors output: enough for any figures."""
-    specs = [part.spec for tensor in plan.tensors if not tensor.tie for part in tensor.parts]
+    specs = [
+        part.sized(tensor.spec.bytes + SLACK).spec if part.coded else part.spec
+        for tensor in plan.tensors
+        if not tensor.tie
+        for part in tensor.parts
+    ]
     return len(header_text(specs, output_metadata(plan, source, None)).encode())
 
 

@@ -5,27 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.allocate import Allocation, Allocator, sample_all
+from modelzip_cli.coders.rans import coded_bytes, pack_vector
+from modelzip_cli.coders.tables import Tables
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.errors import DoesNotFit, NonFinite, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.kernels import jit
+from modelzip_cli.kernels.rans import LANES
 from modelzip_cli.kernels.widen import widen
 from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.dense import dense_parts
-from modelzip_cli.layouts.native import native_parts
+from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
 from modelzip_cli.recipe import Decision, Recipe
 from modelzip_cli.schemes.base import Params, Scheme
+from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
+from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Source, TensorSpec
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
+WORTH = 0.15  # what entropy coding has to save of a tensor, which it makes slower to read
+CODER_SAMPLE = 64 * 1024  # weights that are looked at to know
 FOREVER = 512, 1 << 30  # a restored file may have this many times the bytes of the compressed one, and this many more
 
 
@@ -39,11 +47,19 @@ class TensorPlan:
     parts: tuple[Part, ...]
     params: Params = field(default_factory=dict)
     tie: str | None = None
+    coder: str | None = None
+    tables: int | None = None  # of the plan's sets
+    guess: int | None = None  # bytes that coded codes are expected to take
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of its parts; exact, because packed codes have a fixed width."""
+        """Bytes of its parts; those of coded parts are a guess until the tensor is written."""
         return 0 if self.tie else sum(part.spec.bytes for part in self.parts)
+
+    @property
+    def treated(self) -> bool:
+        """Whether it was asked for: what is only stored losslessly because it is kept is not."""
+        return self.scheme is not None and not (self.scheme.raw and self.reason)
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,9 @@ class Plan:
     outer: Outer | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tables: tuple[Tables, ...] = ()
+    prices: tuple[Any, ...] = ()  # of each set of tables, for the encoder
+    keeps_header: bool = False  # the header of a safetensors source is stored, so that the file comes back byte for byte
 
     @property
     def layout(self) -> str:
@@ -70,21 +89,57 @@ class Plan:
         return sum(tensor.bytes_after for tensor in self.tensors)
 
 
-def plan_compression(source: Checkpoint, recipe: Recipe, *, command: str, container: str, executor: Executor) -> Plan:
+def plan_compression(
+    source: Checkpoint,
+    recipe: Recipe,
+    *,
+    command: str,
+    container: str,
+    executor: Executor,
+    allocator: Allocator | None = None,
+    step: float | None = None,
+) -> Plan:
     """Decide for every tensor of `source`; fit what belongs to whole tensors, one tensor a task on `executor`.
 
-    `container` is that of the output. Raises NonFinite unless the recipe allows such tensors to be kept.
+    `container` is that of the output; `step` that of `ecq` tensors without one of their own, and `allocator` what
+    `sampled` made of them. Raises NonFinite unless the recipe allows such tensors to be kept.
     """
-    ties = source.outer.ties if source.outer else {}
-    decisions = recipe.decide(source.specs, ties)
-    writes_ties = recipe.layout == "dense" and container == "safetensors"
+    decisions = recipe.decide(source.specs, _ties(source))
+    allocator = allocator or sampled(source, recipe, executor)
+    allocation = allocator.at(step or 1.0) if allocator.sampled else None
     undecided = [
-        (spec, decisions[ties.get(name, name)], None if writes_ties else ties.get(name))
-        for name, spec in source.specs.items()
+        (spec, decisions[_ties(source).get(name, name)], tie) for name, spec, tie in _stored(source, recipe, container)
     ]
     jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
-    tensors = list(executor.map(lambda item: _fitted(source, recipe, *item), undecided))
-    return _assembled(source, recipe, tensors, command, container)
+    tensors = list(executor.map(lambda item: _fitted(source, recipe, allocation, *item), undecided))
+    plan = _assembled(source, recipe, tensors, command, container)
+    if allocation:
+        plan = replace(plan, tables=allocation.tables, prices=allocation.prices)
+    return plan
+
+
+def sampled(source: Checkpoint, recipe: Recipe, executor: Executor) -> Allocator:
+    """Go once through the tensors that `recipe` gives `ecq`."""
+    decisions = recipe.decide(source.specs, _ties(source))
+    treated = [(source.specs[name], one.scheme) for name, one in decisions.items() if isinstance(one.scheme, Ecq)]
+    jit.expect(sum(spec.size for spec, _ in treated), jit.SEARCHING)
+    found = sample_all(treated, lambda spec, first, last: read_block(source, spec, first, last), executor)
+    if not recipe.allow_nonfinite:
+        for each in found:
+            if not each.finite:
+                raise refuse_nonfinite(source, each.spec)
+    return Allocator([each for each in found if each.finite], executor)
+
+
+def _ties(source: Checkpoint) -> Mapping[str, str]:
+    return source.outer.ties if source.outer else {}
+
+
+def _stored(source: Checkpoint, recipe: Recipe, container: str) -> Iterator[tuple[str, TensorSpec, str | None]]:
+    """Names, specs and owners: every name of a tie is written out where the output knows no ties."""
+    writes_ties = recipe.layout == "dense" and container == "safetensors"
+    for name, spec in source.specs.items():
+        yield name, spec, None if writes_ties else _ties(source).get(name)
 
 
 def outline(source: Checkpoint, recipe: Recipe, schemes: Mapping[str, Scheme | None], *, container: str) -> Plan:
@@ -94,7 +149,12 @@ def outline(source: Checkpoint, recipe: Recipe, schemes: Mapping[str, Scheme | N
         TensorPlan(spec, schemes.get(ties.get(name, name)), "", (), {}, ties.get(name))
         for name, spec in source.specs.items()
     ]
+    tensors = [replace(each, coder=_packed(each.scheme)) for each in tensors]
     return _assembled(source, recipe, tensors, "quantize", container)
+
+
+def _packed(scheme: Scheme | None) -> str | None:
+    return None if scheme is None or scheme.plain is not None else LOSSLESS if scheme.raw else BITPACK
 
 
 def _assembled(source: Checkpoint, recipe: Recipe, tensors: Sequence[TensorPlan], command: str, container: str) -> Plan:
@@ -104,7 +164,7 @@ def _assembled(source: Checkpoint, recipe: Recipe, tensors: Sequence[TensorPlan]
         beside, dropped = [], tuple(source.beside.values())
     planned = _with_parts([*tensors, *beside], recipe.layout, container)
     outer, warnings = outer_of(source, recipe.layout, container)
-    if not any(tensor.scheme for tensor in planned):
+    if not any(tensor.treated for tensor in planned):
         warnings += ("nothing to treat: every tensor is kept as it is; -v says why",)
     return Plan(command, recipe, container, tuple(planned), dropped, outer, source.metadata, source.warnings + warnings)
 
@@ -177,16 +237,27 @@ def _with_parts(tensors: list[TensorPlan], layout: str, container: str) -> list[
     taken = {tensor.spec.name for tensor in tensors}
     planned = []
     for tensor in tensors:
-        parts = () if tensor.tie else native_parts(tensor.spec, tensor.scheme, taken)
+        parts = () if tensor.tie else _native(tensor, taken)
         taken.update(part.spec.name for part in parts)
         planned.append(replace(tensor, parts=parts))
     return planned
 
 
-def _fitted(source: Checkpoint, recipe: Recipe, spec: TensorSpec, decision: Decision, tie: str | None) -> TensorPlan:
+def _fitted(
+    source: Checkpoint,
+    recipe: Recipe,
+    allocation: Allocation | None,
+    spec: TensorSpec,
+    decision: Decision,
+    tie: str | None,
+) -> TensorPlan:
     """Turn a decision into a plan for a tensor, which may have to be kept after a look at its values."""
     scheme, reason = decision.scheme, decision.reason
     params: Params = {}
+    if isinstance(scheme, Ecq):
+        return _allocated(recipe, allocation, spec, reason, tie)
+    if scheme is not None and scheme.raw:
+        return TensorPlan(spec, scheme, reason, (), {}, tie, LOSSLESS)
     if scheme is not None and not tie:
         if recipe.allow_nonfinite and not all(np.isfinite(block).all() for block in Blocks(source, spec)):
             scheme, reason = None, "holds NaN or infinity"
@@ -197,7 +268,56 @@ def _fitted(source: Checkpoint, recipe: Recipe, spec: TensorSpec, decision: Deci
                 scheme, reason = None, str(error)
         else:
             params = scheme.fit_tensor(())
-    return TensorPlan(spec, scheme, reason, (), params, tie)
+    chosen, guess = None, None
+    if scheme is not None and scheme.plain is None and not tie:
+        chosen, guess = _coder(source, recipe, spec, scheme, params)
+    return TensorPlan(spec, scheme, reason, (), params, tie, chosen, None, guess)
+
+
+def _allocated(
+    recipe: Recipe, allocation: Allocation | None, spec: TensorSpec, reason: str, tie: str | None
+) -> TensorPlan:
+    """What the allocation gives a tensor of `ecq`; one that would not get smaller by it is kept."""
+    owner = tie or spec.name
+    kept = Lossless() if recipe.layout == "native" else None
+    if allocation is None or owner not in allocation.scheme:
+        return TensorPlan(spec, kept, "holds NaN or infinity", (), {}, tie, LOSSLESS if kept else None)
+    if allocation.bytes[owner] >= spec.bytes and recipe.layout == "native":
+        return TensorPlan(spec, kept, "would not get smaller", (), {}, tie, LOSSLESS)
+    params, number = allocation.params[owner], allocation.set_of[owner]
+    guess = max(0, allocation.bytes[owner] - len(pack_vector(params["column_class"][0])) - 4)
+    return TensorPlan(spec, allocation.scheme[owner], reason, (), params, tie, RANS, number, guess)
+
+
+def _coder(
+    source: Checkpoint, recipe: Recipe, spec: TensorSpec, scheme: Scheme, params: Params
+) -> tuple[str, int | None]:
+    """The coder of a scheme with a closed range, and about how many bytes entropy-coded codes will take."""
+    if recipe.coder == BITPACK or recipe.layout != "native":
+        return BITPACK, None
+    rows, columns = spec.matrix
+    count = min(rows, max(1, CODER_SAMPLE // max(columns, 1)))
+    first = (rows - count) // 2
+    block = read_block(source, spec, first, first + count)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        codes = scheme.encode(block, {**params, **scheme.fit_rows(block, params)})
+    packed = rows * -(-columns * scheme.bits // 8)
+    coded = coded_bytes(codes, scheme.bits) * rows / count if count else 0.0
+    coded += sum(1 for _ in spec.row_slabs()) * 4 * min(LANES, columns)
+    saved = packed - coded
+    worth = recipe.coder == RANS or saved >= WORTH * scheme.stored_bytes(rows, columns)
+    return (RANS, int(coded)) if worth else (BITPACK, None)
+
+
+def _native(tensor: TensorPlan, taken: set[str]) -> tuple[Part, ...]:
+    """The native parts of a tensor, with the sizes that are known or expected."""
+    parts = []
+    for part in native_parts(tensor.spec, tensor.scheme, tensor.coder, taken):
+        size = tensor.guess if part.per_row else None
+        if part.coded and not part.per_row and part.local in tensor.params:
+            size = len(pack_vector(tensor.params[part.local].reshape(-1)))
+        parts.append(part if not part.coded or size is None else part.sized(size))
+    return tuple(parts)
 
 
 def _fit(source: Source, scheme: Scheme, spec: TensorSpec) -> Params:

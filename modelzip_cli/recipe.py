@@ -17,9 +17,12 @@ from modelzip_cli.errors import NoTensorMatches, UsageError, inert
 from modelzip_cli.layouts import LAYOUTS
 from modelzip_cli.schemes import KEEP, parse_scheme
 from modelzip_cli.schemes.base import Scheme
+from modelzip_cli.schemes.ecq import Ecq
+from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.tensors import TensorSpec
 
 LEAST_WEIGHTS = 4096
+KEYS = ("scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key", "coder")
 SCALE_SUFFIXES = (".scale", "_scale", "_scale_inv")
 CAREFUL = "int8"  # what embeddings and classifiers get when the others get fewer than 8 bits
 
@@ -76,6 +79,26 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What `ecq` is to meet: `ratio` (source over output), `target_size` (bytes), `bpw` (bits a treated weight), none
+    of them to be passed; or `min_sqnr` (dB over all treated weights) to be reached."""
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value that makes no sense."""
+        if self.kind not in GOALS:
+            raise UsageError(f"no goal {inert(self.kind)!r}")
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)) or not 0 < self.value < 1e18:
+            raise UsageError(f"--{self.kind.replace('_', '-')} {self.value}: not a number above 0")
+
+
+GOALS = ("ratio", "target_size", "bpw", "min_sqnr")
+CODERS = ("auto", "bitpack", "rans")
+
+
+@dataclass(frozen=True)
 class Decision:
     """What one tensor gets: a scheme, or None and the reason why it is kept."""
 
@@ -95,15 +118,29 @@ class Recipe:
     keep_extras: bool = False
     allow_nonfinite: bool = False
     key: str | None = None
+    coder: str = "auto"
+    goal: Goal | None = None
 
     def __post_init__(self) -> None:
         """Put scheme names into canonical form. Raises UnknownScheme and BadOption for names that are none."""
         if self.layout not in LAYOUTS:
             raise UsageError(f"no layout {self.layout!r}; there are {', '.join(LAYOUTS)}")
+        if self.coder not in CODERS:
+            raise UsageError(f"no coder {inert(self.coder)!r}; there are {', '.join(CODERS)}")
         object.__setattr__(self, "scheme", _canonical(self.scheme))
         object.__setattr__(self, "rules", tuple(replace(rule, scheme=_canonical(rule.scheme)) for rule in self.rules))
         for pattern in (*self.only, *self.skip, *(rule.match for rule in self.rules)):
             _check_pattern(pattern)
+        schemes = [parse_scheme(name) for name in (self.scheme, *(rule.scheme for rule in self.rules))]
+        searched = [scheme for scheme in schemes if isinstance(scheme, Ecq)]
+        if self.coder == "bitpack" and any(scheme and scheme.levels is None for scheme in schemes):
+            raise UsageError("ecq and lossless need entropy coding: leave --coder away")
+        if self.layout == "dense" and any(scheme and scheme.raw for scheme in schemes):
+            raise UsageError("lossless has no dense layout: the same values in the same dtype are the source itself")
+        if self.goal is None and any(scheme.step is None for scheme in searched):
+            raise UsageError("ecq needs to know how fine: --bpw 3.5, --min-sqnr 20 or a step, as in ecq-s0.15")
+        if self.goal is not None and not any(scheme.step is None for scheme in searched):
+            raise UsageError(f"--{self.goal.kind.replace('_', '-')} is for ecq without a step: --scheme ecq")
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values, also what a TOML recipe holds; only what differs from the defaults."""
@@ -116,13 +153,20 @@ class Recipe:
         for name in ("keep_extras", "allow_nonfinite", "key"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
+        if self.coder != "auto":
+            values["coder"] = self.coder
+        if self.goal:
+            values[self.goal.kind] = self.goal.value
         return values
 
     @staticmethod
     def from_json(values: Mapping[str, Any], label: str) -> Recipe:
         """Read what `to_json` wrote. Raises UsageError naming `label` for unknown keys and wrong types."""
         try:
-            unknown = set(values) - {"scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key"}
+            unknown = set(values) - {*KEYS, *GOALS}
+            goals = [Goal(kind, values[kind]) for kind in GOALS if kind in values]
+            if len(goals) > 1:
+                raise UsageError(f"{label}: {goals[0].kind} and {goals[1].kind} are two goals; give one")
             if unknown:
                 raise UsageError(f"{label}: unknown key {inert(min(unknown))!r}")
             rules = [_rule(rule) for rule in _list(values.get("set", []))]
@@ -135,6 +179,8 @@ class Recipe:
                 keep_extras=_flag(values.get("keep_extras", False)),
                 allow_nonfinite=_flag(values.get("allow_nonfinite", False)),
                 key=_text(values["key"]) if "key" in values else None,
+                coder=_text(values.get("coder", "auto")),
+                goal=goals[0] if goals else None,
             )
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"{label}: not a recipe: {inert(str(error))}") from None
@@ -166,10 +212,19 @@ class _Context:
         self.scheme = parse_scheme(recipe.scheme)
         self.rules = [(rule, parse_scheme(rule.scheme)) for rule in recipe.rules]
         numbers = [int(found[1]) for name in specs if (found := LAST_CLASSIFIER.fullmatch(name))]
+        self.searches = self.scheme is not None and self.scheme.levels is None
         self.last_classifier = max(numbers, default=None)
 
     def decide(self, name: str) -> Decision:
         """Apply the first rule that speaks of `name`."""
+        found = self.rule_of(name)
+        whole = self.specs[name].size and self.recipe.layout == "native" and self.scheme and self.scheme.levels is None
+        if whole and found.scheme is None and found.reason and not found.reason.startswith("--"):
+            return Decision(Lossless(), "" if isinstance(self.scheme, Lossless) else found.reason)
+        return found
+
+    def rule_of(self, name: str) -> Decision:
+        """What the rules say of a tensor, when nothing is known of how the others are stored."""
         spec = self.specs[name]
         if spec.dtype.kind != "float":
             return Decision(None, {"small-float": "8-bit float", "bool": "boolean"}.get(spec.dtype.kind, spec.dtype.id))
@@ -184,9 +239,9 @@ class _Context:
         if structural is not None:
             return Decision(None, structural)
         default = self.default(name)
-        if default and default.scheme == KEEP:
+        if default and default.scheme == KEEP and not (self.searches and default.reason != "router"):
             return Decision(None, f"{default.reason}: default")
-        if default and self.scheme and self.scheme.bits < 8:
+        if default and default.scheme != KEEP and self.scheme and self.scheme.bits < 8:
             return self.if_smaller(spec, parse_scheme(default.scheme), f"{default.reason}: default")
         return self.if_smaller(spec, self.scheme, "")
 
@@ -218,6 +273,8 @@ class _Context:
         """The scheme, unless the tensor would not get smaller by it. A dense int tensor has its old size: no test."""
         if scheme is None:
             return Decision(None, reason or KEEP)
+        if scheme.raw:
+            return Decision(scheme, "")
         after = scheme.stored_bytes(*spec.matrix)
         if self.recipe.layout == "dense" and scheme.plain is None:
             return Decision(scheme, reason)
@@ -226,7 +283,9 @@ class _Context:
 
 def _strictness(decision: Decision, spec: TensorSpec) -> float:
     """Sort key: kept first, then the scheme that takes the most bytes."""
-    return -float("inf") if decision.scheme is None else -decision.scheme.stored_bytes(*spec.matrix)
+    if decision.scheme is None or decision.scheme.raw:
+        return -float("inf") if decision.scheme is None else -1e300
+    return -decision.scheme.stored_bytes(*spec.matrix)
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -288,7 +347,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Write the JSON values of a recipe as TOML: strings, booleans, lists of strings and tables under `set`."""
+    """Write the JSON values of a recipe as TOML: strings, booleans, numbers, lists and tables under `set`."""
     lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if key != "set"]
     for rule in values.get("set", []):
         lines += ["", "[[set]]", *(f"{key} = {_toml_value(value)}" for key, value in rule.items())]
@@ -298,6 +357,8 @@ def to_toml(values: Mapping[str, Any]) -> str:
 def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_toml_value(item) for item in value)}]"
     escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)

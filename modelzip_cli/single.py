@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from modelzip_cli import __version__
+from modelzip_cli.allocate import table_bytes
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome, run
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.errors import CannotWrite, GateFailed, inert
-from modelzip_cli.layouts.native import BITPACK
+from modelzip_cli.errors import CannotWrite, GateFailed, UsageError, inert
+from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
-from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore
-from modelzip_cli.recipe import Recipe
+from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore, sampled
+from modelzip_cli.recipe import Goal, Recipe
+from modelzip_cli.search import Search
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.source import Checkpoint, open_source
 
@@ -56,6 +58,7 @@ class Settings:
     limits: Limits = Limits()
     begin: Begin = no_progress
     ready: Ready = lambda report, pending: None
+    requantize: bool = True  # whether a source that was compressed may be compressed again
 
     def check_output(self, source: Path, output: Path) -> None:
         """Refuse, before any work, an output that would harm something or cannot be made."""
@@ -85,11 +88,19 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
         settings.check_output(path, output)
+        if source.compressed and not settings.requantize:
+            raise UsageError(
+                f"{source.file.label}: compressed already; take what it was made from, or --requantize, which decodes "
+                "it and compresses it again: both errors add up"
+            )
         recipe.check_patterns(list(source.specs), source.file.label)
+        target = Target(output, container)
         with _threads(settings.jobs) as executor:
             of_files = file_container(source, container, recipe.layout)
+            if recipe.goal is not None:
+                return _meet(recipe.goal, source, recipe, target, of_files, settings, executor, started, command)
             plan = plan_compression(source, recipe, command=command, container=of_files, executor=executor)
-            return _carry_out(plan, source, Target(output, container), settings, executor, started)
+            return _carry_out(plan, source, target, settings, executor, started)
     finally:
         source.close()
 
@@ -120,12 +131,58 @@ def _carry_out(
         return _report(plan, source, target, planned_size(plan, source, target.container), None, started)
     if target.path != STANDARD:
         _check_space(plan, target.path)
-    return _write(plan, source, target, settings, executor, started)
+    report = _write(plan, source, target, settings, executor, started)
+    assert report is not None
+    return report
+
+
+def _meet(
+    goal: Goal,
+    source: Checkpoint,
+    recipe: Recipe,
+    target: Target,
+    container: str,
+    settings: Settings,
+    executor: Executor,
+    started: float,
+    command: str,
+) -> Report:
+    """Find the step that meets the goal, and write the output.
+
+    The step comes from a sample. Where the output misses the goal, what it was is the measure for the next attempt.
+    Raises Unreachable when no step on offer meets the goal.
+    """
+    allocator = sampled(source, recipe, executor)
+
+    def planned(step: float | None) -> Plan:
+        return plan_compression(
+            source, recipe, command=command, container=container, executor=executor, allocator=allocator, step=step
+        )
+
+    search = Search(goal, source.file, allocator)
+    if search.counts_files:
+        plan = planned(search.begin())
+        search.measure(plan, planned_size(plan, source, target.container))
+    plan = planned(search.step())
+    if settings.dry_run:
+        return _carry_out(plan, source, target, settings, executor, started)
+    while True:
+        report = _write(plan, source, target, settings, executor, started, search)
+        if report is not None:
+            return report
+        plan = planned(search.step())
 
 
 def _write(
-    plan: Plan, source: Checkpoint, target: Target, settings: Settings, executor: Executor, started: float
-) -> Report:
+    plan: Plan,
+    source: Checkpoint,
+    target: Target,
+    settings: Settings,
+    executor: Executor,
+    started: float,
+    search: Search | None = None,
+) -> Report | None:
+    """Write the output and report on it; where `search` does not accept it, nothing is left, and the answer is None."""
     output = open_output(plan, source, target.path, target.container, replace=settings.force)
     try:
         total = sum(tensor.spec.bytes for tensor in plan.tensors if not tensor.tie)
@@ -133,7 +190,10 @@ def _write(
         outcome = run(plan, source, output, jobs=settings.jobs, executor=executor, progress=progress)
         source.finish()
         size = output.finish(outcome)
-        report = _report(plan, source, target, size, outcome, started)
+        settled = outcome.settled(plan)
+        report = _report(settled, source, target, size, outcome, started)
+        if search and not search.accepts(settled, size, outcome):
+            return None
         report = replace(report, gates=check_gates(report, size, settings.limits))
         failed = [gate for gate in report.gates if not gate.passed]
         if failed:
@@ -186,24 +246,24 @@ def _report(
         for spec in plan.dropped
     ]
     stored = [tensor for tensor in plan.tensors if not tensor.tie]
-    treated = [tensor for tensor in stored if tensor.scheme]
+    treated = [tensor for tensor in stored if tensor.treated]
     everything = Errors.of(
-        sum(tensor.spec.size for tensor in treated),
+        sum(tensor.spec.size for tensor in treated if tensor.scheme and not tensor.scheme.raw),
         [slab for tensor in treated for slab in outcome.sums.get(tensor.spec.name, [])] if outcome else [],
     )
     before, after = sum(t.spec.bytes for t in stored), sum(t.bytes_after for t in stored)
-    measured = outcome is not None and bool(treated)
+    measured = outcome is not None and bool(everything.weights)
     totals: dict[str, float | int | None] = {
         "ratio": round(source.file.size / size, 4),
         "weight_ratio": round(before / after, 4) if after else None,
         "coverage": round(sum(t.spec.bytes for t in treated) / before, 6) if before else 0.0,
-        "bits_per_weight": _bits(treated),
+        "bits_per_weight": _bits(treated, table_bytes(plan.tables)),
         "sparsity": finite(everything.sparsity, 6) if measured else None,
         "sparsity_before": finite(everything.sparsity_before, 6) if measured else None,
         "sqnr_db": finite(everything.sqnr_db, 4) if measured else None,
         "cosine": finite(everything.cosine, 8) if measured else None,
         "parameters": sum(t.spec.size for t in stored),
-        "treated_parameters": everything.weights,
+        "treated_parameters": sum(tensor.spec.size for tensor in treated),
     }
     warnings = plan.warnings
     if source.compressed and treated:
@@ -248,14 +308,15 @@ def peak_rss() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _bits(treated: Sequence[TensorPlan]) -> float | None:
+def _bits(treated: Sequence[TensorPlan], shared: int = 0) -> float | None:
+    """Stored bits a weight; `shared`: bytes that belong to all of them."""
     weights = sum(tensor.spec.size for tensor in treated)
-    return round(8 * sum(tensor.bytes_after for tensor in treated) / weights, 4) if weights else None
+    return round(8 * (sum(tensor.bytes_after for tensor in treated) + shared) / weights, 4) if weights else None
 
 
 def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
     spec = tensor.spec
-    kept = tensor.scheme is None
+    kept = not tensor.treated
     reason = f"tied to {tensor.tie}" if tensor.tie else tensor.reason or None
     status = "kept" if kept or tensor.tie else "compressed"
     row = TensorRow(
@@ -266,12 +327,12 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         reason,
         0 if tensor.tie else spec.bytes,
         tensor.bytes_after,
-        exact=kept,
+        exact=tensor.scheme is None,
     )
     if tensor.scheme is None or tensor.tie:
         return row
-    coded = tensor.scheme.plain is None and any(part.local == "codes" for part in tensor.parts)
-    row = replace(row, scheme=str(tensor.scheme), coder=BITPACK if coded else None, bits_per_weight=_bits([tensor]))
+    coder = tensor.coder if any(part.local == CODES for part in tensor.parts) else None
+    row = replace(row, scheme=str(tensor.scheme), coder=coder, bits_per_weight=_bits([tensor]), exact=tensor.scheme.raw)
     if errors is None:
         return row
     return replace(

@@ -11,6 +11,7 @@ from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import plan_compression
 from modelzip_cli.recipe import Recipe
+from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.source import Checkpoint, files_of, open_source
 from modelzip_cli.tensors import TensorSpec
 
@@ -32,6 +33,8 @@ class NullSink:
     def begin(self, spec: TensorSpec) -> None: ...
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None: ...
+
+    def resize(self, name: str, size: int) -> None: ...
 
 
 def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Executor) -> Verification:
@@ -87,7 +90,14 @@ def _replay(
         whole, in_files = ([(file.sha256, file.file.size) for file in files] for files in ([source], files_of(source)))
         if claimed not in (whole, in_files):  # a directory may have become one file, or a file for each of its own
             return [("(source)", f"{source.file.label} is not what {compressed.file.label} says it was made from")]
-        plan = plan_compression(source, recipe, command="verify", container=native[0].container, executor=executor)
+        plan = plan_compression(
+            source,
+            recipe,
+            command="verify",
+            container=native[0].container,
+            executor=executor,
+            step=_step(native, recipe, source),
+        )
         outcome = run(plan, source, NullSink(), jobs=jobs, executor=executor)
         source.finish()
         derived = {record.spec.name: record.to_json() for record in outcome.records(plan)}
@@ -99,3 +109,15 @@ def _replay(
         for name in dict.fromkeys((*stored, *derived))
         if stored.get(name) != derived.get(name)
     ]
+
+
+def _step(native: list[NativeSource], recipe: Recipe, source: Checkpoint) -> float | None:
+    """The step that a goal was met with, from the manifest: it is part of what has to give the same bytes."""
+    ties = source.outer.ties if source.outer else {}
+    for name, decision in recipe.decide(source.specs, ties).items():
+        if isinstance(decision.scheme, Ecq) and decision.scheme.step is None:
+            for file in native:
+                record = file.records.get(name)
+                if record is not None and isinstance(record.scheme, Ecq):
+                    return record.scheme.step
+    return None

@@ -21,7 +21,28 @@ def derived_name(path: Path, tag: str, suffix: str) -> str:
 def output_name(path: Path, recipe: Recipe) -> str:
     """The name of a compressed output: native files are safetensors, dense ones are like their source."""
     suffix = ".safetensors" if recipe.layout == "native" else _suffix_like(path)
-    return derived_name(path, recipe.scheme, suffix)
+    return derived_name(path, tag_of(recipe), suffix)
+
+
+def tag_of(recipe: Recipe) -> str:
+    """What names an output between stem and suffix: the scheme, or the goal."""
+    goal = recipe.goal
+    if goal is None:
+        return recipe.scheme
+    if goal.kind == "ratio":
+        return f"{goal.value:g}x"
+    if goal.kind == "target_size":
+        return size_tag(goal.value)
+    return f"{recipe.scheme}-{goal.value:g}{'bpw' if goal.kind == 'bpw' else 'dB'}"
+
+
+def size_tag(size: float) -> str:
+    """A size as it was given: 25MB, 1.5MiB, 900kB."""
+    for unit, step in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        for name, value in ((unit, step), (f"{unit[0].upper()}iB", 1 << {"G": 30, "M": 20, "k": 10}[unit[0]])):
+            if size >= value and len(f"{size / value:.6g}") <= 5:
+                return f"{size / value:.6g}{name}"
+    return f"{size:.0f}B"
 
 
 def restored_name(path: Path) -> str:

@@ -61,6 +61,32 @@ Bits = Annotated[int | None, typer.Option("--bits", metavar="N", help="Short for
 GroupSize = Annotated[
     int | None, typer.Option("--group-size", metavar="N", help="Weights that share a scale: the -gN of an int scheme.")
 ]
+Bpw = Annotated[
+    float | None, typer.Option("--bpw", metavar="BITS", help="At most this many stored bits a treated weight (ecq).")
+]
+MinSqnr = Annotated[
+    float | None, typer.Option("--min-sqnr", metavar="DB", help="As small as this SQNR over all treated weights allows (ecq).")
+]
+Ratio = Annotated[
+    str | None, typer.Option("--ratio", metavar="8x", help="An output at least this many times smaller than its source.")
+]
+TargetSize = Annotated[
+    str | None, typer.Option("--target-size", metavar="SIZE", help="An output of at most this size: 25MB, 25MiB.")
+]
+LosslessFlag = Annotated[
+    bool, typer.Option("--lossless", help="Keep every bit; the restored file is the source. Keeps extras.")
+]
+Requantize = Annotated[
+    bool, typer.Option("--requantize", help="Take a file that modelzip compressed: decode it, compress it again.")
+]
+CoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--coder",
+        metavar="auto|bitpack|rans",
+        help="How codes become bytes; auto entropy-codes where that saves 15 %, bitpack is fastest.  [default: auto]",
+    ),
+]
 Only = Annotated[
     list[str] | None,
     typer.Option(

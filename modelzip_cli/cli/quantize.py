@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from modelzip_cli.cli.options import (
     AllowNonfinite,
     Bits,
+    Bpw,
+    CoderName,
     Debug,
     DryRun,
     Exclude,
@@ -25,6 +24,7 @@ from modelzip_cli.cli.options import (
     Layout,
     ManyPaths,
     MaxSize,
+    MinSqnr,
     NoProgress,
     Only,
     Output,
@@ -40,10 +40,7 @@ from modelzip_cli.cli.options import (
     SkipExisting,
     Verbose,
 )
-from modelzip_cli.errors import UsageError, inert
-
-if TYPE_CHECKING:
-    from modelzip_cli.recipe import Recipe
+from modelzip_cli.errors import UsageError
 
 
 def quantize(
@@ -51,12 +48,15 @@ def quantize(
     scheme: SchemeName = None,
     bits: Bits = None,
     group_size: GroupSize = None,
+    bpw: Bpw = None,
+    min_sqnr: MinSqnr = None,
     only: Only = None,
     skip: Skip = None,
     set_: Set = None,
     recipe: RecipeFile = None,
     save_recipe: SaveRecipe = None,
     layout: Layout = None,
+    coder: CoderName = None,
     output: Output = None,
     output_dir: OutputDir = None,
     force: Force = False,
@@ -87,11 +87,12 @@ def quantize(
     """
     from modelzip_cli.batch.names import output_name
     from modelzip_cli.cli.many import Shown, run_many, select
+    from modelzip_cli.cli.recipes import one_goal, read_recipe_file, save_recipe_file
     from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_report_files, parse_size
     from modelzip_cli.recipe import Recipe, parse_rule
     from modelzip_cli.single import METRICS, Limits, Settings, compress_file
 
-    asked = _read_recipe(recipe) if recipe else Recipe()
+    asked = read_recipe_file(recipe) if recipe else Recipe()
     chosen = _scheme(scheme, bits, group_size)
     asked = replace(
         asked,
@@ -103,6 +104,8 @@ def quantize(
         key=key or asked.key,
         keep_extras=keep_extras or asked.keep_extras,
         allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
+        coder=coder or asked.coder,
+        goal=one_goal(bpw=bpw, min_sqnr=min_sqnr) or asked.goal,
     )
     limits = Limits(
         tuple(parse_gate(text, METRICS) for text in fail_under or ()),
@@ -123,7 +126,7 @@ def quantize(
     settings = Settings(parse_jobs(jobs), force, dry_run, output_dir is not None, limits)
     files = parse_report_files(report, ("json", "md", "html"))
     if save_recipe is not None:
-        _save_recipe(save_recipe, asked, force=force)
+        save_recipe_file(save_recipe, asked, force=force)
     run_many(
         selection,
         lambda path: output_name(path, asked),
@@ -144,23 +147,3 @@ def _scheme(scheme: str | None, bits: int | None, group_size: int | None) -> str
     if scheme is not None:
         raise UsageError(f"--bits is short for --scheme int{bits}: give one of the two")
     return f"int{bits}" + (f"-g{group_size}" if group_size is not None else "")
-
-
-def _read_recipe(path: Path) -> Recipe:
-    from modelzip_cli.recipe import read_recipe
-
-    label = inert(str(path))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{label}: cannot read the recipe: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
-        ) from None
-    return read_recipe(text, label)
-
-
-def _save_recipe(path: Path, recipe: Recipe, *, force: bool) -> None:
-    from modelzip_cli.containers.atomic import write_text
-    from modelzip_cli.recipe import to_toml
-
-    write_text(path, to_toml(recipe.to_json()), replace=force)

@@ -27,6 +27,17 @@ def parse_size(text: str, option: str) -> int:
     return int(float(found[1]) * UNITS[found[2].lower()])
 
 
+def parse_ratio(text: str) -> float:
+    """Read `8x` or `8`. Raises UsageError for what is no number above 1."""
+    try:
+        ratio = float(text.strip().removesuffix("x"))
+    except ValueError:
+        ratio = math.nan
+    if not 1 < ratio < 1e6:
+        raise UsageError(f"--ratio {inert(text)!r}: write a number above 1, such as 8x")
+    return ratio
+
+
 def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
     """Read `METRIC=VALUE`. Raises UsageError."""
     metric, separator, value = text.partition("=")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,13 @@ class SafetensorsSink:
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
         self.output.write(self._offsets[name] + offset, data)
+
+    def resize(self, name: str, size: int) -> None:
+        last = self._specs[-1]
+        place = next(k for k in reversed(range(len(self._specs))) if self._specs[k].name == name)
+        assert place == len(self._specs) - 1 or self._specs[place].bytes == size, f"{name} is not the last: {last.name}"
+        self._position += size - self._specs[place].bytes
+        self._specs[place] = replace(self._specs[place], shape=(size,))
 
     def finish(self, metadata: Mapping[str, str], outer: Outer | None) -> int:
         text = header_text(self._specs, metadata).encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from modelzip_cli.containers.checksum import combine
@@ -89,6 +90,11 @@ class TorchSink:
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
         self.output.write(self._places[name][1] + offset, data)
         self._crc[name] = combine(self._crc[name], crc, data.nbytes)
+
+    def resize(self, name: str, size: int) -> None:
+        number = [*self._specs].index(name)
+        self._zip.resize(f"archive/data/{number}", self._places[name], self._specs[name].bytes, size)
+        self._specs[name] = replace(self._specs[name], shape=(size,))
 
     def finish(self, metadata: Mapping[str, str], outer: Outer | None) -> int:
         refs = {}

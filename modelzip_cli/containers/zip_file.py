@@ -177,6 +177,13 @@ class ZipWriter:
         self.position = data + size
         return header, data
 
+    def resize(self, name: str, place: tuple[int, int], size: int, new: int) -> None:
+        """Let the entry reserved last have `new` bytes instead of `size`."""
+        header, data = place
+        if header + len(self._local_header(name, new, 0, header)) != data:
+            raise UnsupportedCheckpoint("a tensor of 4 GB when compressed: write a safetensors file instead")
+        self.position += new - size
+
     def finish_entry(self, name: str, header: int, size: int, crc: int) -> None:
         """Write the header of an entry whose data is there."""
         self.output.write(header, self._local_header(name, size, crc, header))

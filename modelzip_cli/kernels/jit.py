@@ -19,6 +19,7 @@ R = TypeVar("R")
 
 WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (benchmarks/small_run.py)
 DECODING = 1 / 16  # what decoding a weight gains by numba, over what encoding one gains
+SEARCHING = 150  # what a weight of `ecq` gains: it is tried several times, and numpy takes a microsecond for each
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 
@@ -49,6 +50,11 @@ def _use_numba() -> bool:
             if _Work.numba is None:
                 _Work.numba = _load_numba()
     return bool(_Work.numba)
+
+
+def runs_compiled() -> bool:
+    """Say whether kernels run as machine code: what is best for the caches is not best for numpy."""
+    return _use_numba()
 
 
 def cache_folder() -> Path:

@@ -190,3 +190,34 @@ def fit_sums(block: Block, scale: Block, zero_point: Block, top: int, group_size
                 wq_out[g] += wq_lanes[lane]
                 qq_out[g] += qq_lanes[lane]
     return wq, qq
+
+
+def _energies_numpy(block: Block, columns: Sums) -> Sums:
+    """Sum of w * w of each row: float64 [rows] from float32 [rows, columns]; those of each column are added to
+    `columns` float64 [columns], row by row."""
+    rows = np.empty(len(block))
+    for first in range(0, len(block), STRIP):
+        squares = np.square(block[first : first + STRIP], dtype=np.float64)
+        rows[first : first + STRIP] = _group_lanes(squares, block.shape[1])[:, 0]
+        columns[:] = np.add.reduce(np.concatenate([columns[None], squares]), axis=0)
+    return rows
+
+
+@jit(twin=_energies_numpy)
+def energies(block: Block, columns: Sums) -> Sums:
+    sums, lanes = np.zeros(block.shape[0]), np.empty(GROUP_LANES)
+    for r in range(block.shape[0]):
+        row = block[r]
+        lanes[:] = 0
+        for start in range(0, row.size // GROUP_LANES * GROUP_LANES, GROUP_LANES):
+            part = row[start : start + GROUP_LANES]
+            for lane in range(GROUP_LANES):
+                lanes[lane] += np.float64(part[lane]) * np.float64(part[lane])
+        whole = row.size // GROUP_LANES * GROUP_LANES
+        for i in range(whole, row.size):
+            lanes[i - whole] += np.float64(row[i]) * np.float64(row[i])
+        for lane in range(GROUP_LANES):
+            sums[r] += lanes[lane]
+        for i in range(row.size):
+            columns[i] += np.float64(row[i]) * np.float64(row[i])
+    return sums

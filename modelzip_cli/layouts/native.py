@@ -6,8 +6,9 @@ docs/format.md describes it for other readers; docs/format/decode.py proves that
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.coders import coder
@@ -21,17 +22,20 @@ from modelzip_cli.tensors import U8, DType, TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    from modelzip_cli.coders.tables import Tables
     from modelzip_cli.schemes.base import Codes, Params, Scheme
     from modelzip_cli.tensors import Bits
 
 FORMAT_VERSION = 1
 KEY, DIGEST = "modelzip", "modelzip.sha256"  # the two entries of the container's metadata
 RAW, VALUES, CODES = "raw", "values", "codes"  # local names: a kept tensor, one in a plain dtype, packed codes
-BITPACK = "bitpack"
+BITPACK, RANS, LOSSLESS = "bitpack", "rans", "lossless"  # coders
 STORED_AS_BYTES = ("c32", "c128", "f6_e2m3", "f6_e3m2", "f4")  # not all containers have a name for these
 
 
-def native_parts(spec: TensorSpec, scheme: Scheme | None, taken: Iterable[str] = ()) -> tuple[Part, ...]:
+def native_parts(
+    spec: TensorSpec, scheme: Scheme | None, coder_id: str | None, taken: Iterable[str] = ()
+) -> tuple[Part, ...]:
     """The arrays that a tensor is stored as: params, then codes; or the tensor itself. Names avoid those in `taken`."""
     name = spec.name if spec.name != METADATA else _free(METADATA, {METADATA, *taken})
     if scheme is None:
@@ -43,10 +47,12 @@ def native_parts(spec: TensorSpec, scheme: Scheme | None, taken: Iterable[str] =
     taken = set(taken)
     parts = []
     for local, param in scheme.param_specs(columns).items():
-        shape = (rows if param.per_row else 1, param.columns)
-        parts.append(Part(local, TensorSpec(_free(f"{spec.name}:{local}", taken), param.dtype, shape), param.per_row))
-    packed = TensorSpec(_free(f"{spec.name}:{CODES}", taken), U8, (rows, -(-columns * scheme.bits // 8)))
-    return (*parts, Part(CODES, packed))
+        shape = (param.columns // 2,) if param.coded else (rows if param.per_row else 1, param.columns)
+        stored = TensorSpec(_free(f"{spec.name}:{local}", taken), param.dtype, shape)
+        parts.append(Part(local, stored, param.per_row, param.coded))
+    coded = coder_id != BITPACK
+    shape = (scheme.guess(spec),) if coded else (rows, -(-columns * scheme.bits // 8))
+    return (*parts, Part(CODES, TensorSpec(_free(f"{spec.name}:{CODES}", taken), U8, shape), coded=coded))
 
 
 def _free(name: str, taken: set[str]) -> str:
@@ -56,14 +62,22 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def encode_parts(scheme: Scheme, codes: Codes, params: Params) -> dict[str, Bits]:
+def encode_parts(
+    scheme: Scheme, codes: Codes, params: Params, coder_id: str | None, tables: Tables | None
+) -> dict[str, Bits]:
     """The bytes of a slab by local name: packed codes, and the params of its rows."""
     if scheme.plain is not None:
         return {VALUES: codes}
+    from modelzip_cli.coders.rans import Rans, pack_vector
+
     parts: dict[str, Bits] = {
-        local: _to_bits(params[local], spec.dtype) for local, spec in scheme.param_specs(codes.shape[1]).items()
+        local: pack_vector(params[local].reshape(-1)) if spec.coded else _to_bits(params[local], spec.dtype)
+        for local, spec in scheme.param_specs(codes.shape[1]).items()
     }
-    return parts | {CODES: coder(BITPACK).pack(codes, scheme.bits)}
+    assert coder_id is not None
+    if tables is None:
+        return parts | {CODES: coder(coder_id).pack(codes, scheme.bits)}
+    return parts | {CODES: Rans().pack_points(codes, scheme.contexts(params, *codes.shape), tables)}
 
 
 def _to_bits(values: np.ndarray[Any, Any], dtype: DType) -> Bits:
@@ -85,25 +99,42 @@ class Record:
     parts: tuple[Part, ...]
     crc32: Mapping[str, tuple[int, ...]]  # by local name
     figures: Mapping[str, Any]
+    coder: str | None = None
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # bytes of the slabs of coded parts
+    tables: int | None = None  # which of the file's sets of tables
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest entry. CRCs are written as 8 hexadecimal digits a slab, so that their width is known."""
-        parts = {
-            part.local: {"name": part.spec.name, "crc32": "".join(f"{crc:08x}" for crc in self.crc32[part.local])}
-            for part in self.parts
-        }
-        entry = {"dtype": self.spec.dtype.id, "shape": [*self.spec.shape], "parts": parts}
+        """The manifest entry. CRCs and sizes have 8 hexadecimal digits a slab, so that their width is known."""
+        parts = {}
+        for part in self.parts:
+            parts[part.local] = {"name": part.spec.name, "crc32": _hexadecimal(self.crc32[part.local])}
+            if part.coded and part.per_row:
+                parts[part.local]["bytes"] = _hexadecimal(self.sizes[part.local])
+        entry: dict[str, Any] = {"dtype": self.spec.dtype.id, "shape": [*self.spec.shape], "parts": parts}
         if self.scheme is None:
             return entry
-        coded = {} if self.scheme.plain is not None else {"coder": BITPACK}
-        return entry | {"scheme": str(self.scheme), **coded, **self.figures}
+        if self.coder is not None:
+            entry["coder"] = self.coder
+        if self.tables is not None:
+            entry["tables"] = self.tables
+        return entry | {"scheme": str(self.scheme), **self.figures}
+
+
+def _hexadecimal(numbers: Iterable[int]) -> str:
+    """8 digits each, so that the width is known before the numbers are."""
+    return "".join(f"{number:08x}" for number in numbers)
+
+
+def slabs(spec: TensorSpec, scheme: Scheme | None) -> Iterator[tuple[int, int]]:
+    """The slabs of a tensor: rows of a treated one, units of one that is kept or coded as it is."""
+    if scheme is None or scheme.raw:
+        return spec.unit_slabs()
+    return spec.row_slabs(tall=scheme.tall)
 
 
 def slab_count(spec: TensorSpec, scheme: Scheme | None, part: Part) -> int:
     """How many slabs, and so checksums, a part has."""
-    if not part.per_row:
-        return 1
-    return sum(1 for _ in (spec.unit_slabs() if scheme is None else spec.row_slabs()))
+    return sum(1 for _ in slabs(spec, scheme)) if part.per_row else 1
 
 
 def manifest_metadata(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -121,12 +152,17 @@ def build_manifest(
     metadata: Mapping[str, str],
     dropped: list[str],
     records: Iterable[Record],
+    tables: Sequence[Tables] = (),
 ) -> dict[str, Any]:
     """The manifest as JSON values; section 6 of docs/format.md says what each key means."""
     around = None
     if outer is not None:
         around = {"tree": to_json(outer.tree), "names": [*outer.names], "ties": dict(outer.ties)}
+    from modelzip_cli.coders.tables import write_set
+
+    coded = {"tables": [b64encode(write_set(each)).decode() for each in tables]} if tables else {}
     return {
+        **coded,
         "format_version": FORMAT_VERSION,
         "modelzip": modelzip,
         "recipe": dict(recipe),

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from modelzip_cli.coders import CODERS, coder
+from modelzip_cli.coders import coder
 from modelzip_cli.containers.checksum import combine
 from modelzip_cli.containers.ledger import Ledger
 from modelzip_cli.containers.outer import Outer
@@ -25,18 +27,22 @@ from modelzip_cli.layouts.native import (
     DIGEST,
     FORMAT_VERSION,
     KEY,
+    LOSSLESS,
+    RANS,
     VALUES,
     Record,
     native_parts,
     slab_count,
+    slabs,
 )
 from modelzip_cli.schemes import parse_scheme
-from modelzip_cli.tensors import DTYPES, DType, TensorSpec
+from modelzip_cli.tensors import DTYPES, U8, DType, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from modelzip_cli.schemes.base import Params
+    from modelzip_cli.coders.tables import Tables
+    from modelzip_cli.schemes.base import Params, Scheme
     from modelzip_cli.tensors import Bits, Block
 
 
@@ -69,6 +75,8 @@ class NativeSource:
         specs = ((name, self.records[ties.get(name, name)].spec) for name in names)
         self.specs = {name: TensorSpec(name, spec.dtype, spec.shape) for name, spec in specs}
         self.beside = {name: record.spec for name, record in self.records.items() if name in beside}
+        self._tables = _tables(self.manifest, self.label)
+        self._recent: tuple[tuple[str, int], Any] | None = None
         self._params = {name: self._tensor_params(record) for name, record in self.records.items()}
 
     def read(self, name: str, start: int, stop: int) -> Bits:
@@ -79,12 +87,22 @@ class NativeSource:
             width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
             bits = self._read_part(part, start * width, stop * width)
             return bits.view(record.spec.dtype.unit)
+        if record.scheme.raw:
+            return self._pieces(record, start, stop)
         from modelzip_cli.kernels.widen import narrow
 
         columns = record.spec.matrix[1]
         first, last = start // columns, -(-stop // columns)
         block = self._decode(record, first, last)
         return narrow(block, record.spec.dtype).reshape(-1)[start - first * columns : stop - first * columns]
+
+    def pieces(self, name: str) -> Iterator[tuple[int, int]]:
+        """The units of a tensor in the pieces that are decoded at a time."""
+        record = self.records[self.outer.ties.get(name, name) if self.outer else name]
+        if record.scheme is None or not any(part.coded and part.per_row for part in record.parts):
+            return record.spec.unit_slabs()
+        width = 1 if record.scheme.raw else record.spec.matrix[1]
+        return ((first * width, last * width) for first, last in slabs(record.spec, record.scheme))
 
     def finish(self) -> None:
         """Check every part that was read against its checksums."""
@@ -113,10 +131,15 @@ class NativeSource:
 
         scheme, (_, columns) = record.scheme, record.spec.matrix
         assert scheme is not None
+        if scheme.levels is None:
+            return self._pieces(record, first, last)
         params = dict(self._params[record.spec.name])
         packed = None
         for part in record.parts:
             if not part.per_row:
+                continue
+            if part.coded:
+                packed = self._pieces(record, first, last)
                 continue
             row = part.spec.units // record.spec.matrix[0]
             bits = self._read_part(part, first * row, last * row)
@@ -128,7 +151,9 @@ class NativeSource:
         self._check_params(record, params)
         if scheme.plain is not None:
             return scheme.decode(packed.reshape(last - first, columns), params)
-        codes = coder(BITPACK).unpack(packed, scheme.bits, last - first, columns)
+        codes = packed
+        if record.coder == BITPACK:
+            codes = coder(BITPACK).unpack(packed, scheme.bits, last - first, columns)
         if scheme.levels < 1 << scheme.bits and codes.size and int(codes.max()) >= scheme.levels:
             self._broken(record, "a code is out of range")
         block = scheme.decode(codes, params)
@@ -136,14 +161,83 @@ class NativeSource:
             self._broken(record, "a weight is not finite")
         return block
 
+    def _pieces(self, record: Record, start: int, stop: int) -> Any:
+        """Rows, or units of a raw tensor, [start, stop) of a coded part: codes, or float32 of an open range."""
+        import numpy as np
+
+        found, begin = [], 0
+        part = next(part for part in record.parts if part.coded and part.per_row)
+        ends = [*accumulate(record.sizes[part.local])]
+        for number, (first, last) in enumerate(slabs(record.spec, record.scheme)):
+            if first < stop and last > start:
+                begin = ends[number - 1] if number else 0
+                whole = self._piece(record, part, number, (begin, ends[number]), (first, last))
+                found.append(whole[max(start - first, 0) : stop - first])
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _piece(self, record: Record, part: Part, number: int, place: tuple[int, int], rows: tuple[int, int]) -> Any:
+        """One slab of a coded part, whole; the last one is remembered, since readers may ask for less at a time."""
+        key, recent = (record.spec.name, number), self._recent
+        if recent is not None and recent[0] == key:
+            return recent[1]
+        data = self._read_part(part, *place)
+        if zlib.crc32(data) != record.crc32[part.local][number]:
+            self._broken(record, f"{part.local}: slab {number} does not match its checksum: the file is damaged")
+        from modelzip_cli.coders.tables import Damaged
+
+        try:
+            found = self._unpacked(record, data, *rows)
+        except Damaged as error:
+            self._broken(record, f"{part.local}: slab {number} cannot be decoded: {error}")
+        self._recent = key, found
+        return found
+
+    def _unpacked(self, record: Record, data: Bits, first: int, last: int) -> Any:
+        scheme, (_, columns) = record.scheme, record.spec.matrix
+        assert scheme is not None
+        if scheme.raw:
+            from modelzip_cli.coders.lossless import unpack
+
+            return unpack(data, record.spec.dtype, last - first, columns)
+        from modelzip_cli.coders.rans import Rans
+
+        if scheme.levels is not None:
+            return Rans().unpack(data, scheme.bits, last - first, columns)
+        import numpy as np
+
+        params = {**self._params[record.spec.name], "row_class": np.zeros((last - first, 1), np.int32)}
+        contexts = scheme.contexts(params, last - first, columns)
+        tables = self._tables[record.tables or 0]
+        block = Rans().unpack_points(data, contexts, tables, params["step"][0, 0])
+        if not np.isfinite(block).all():
+            self._broken(record, "a weight is not finite")
+        return block
+
     def _tensor_params(self, record: Record) -> Params:
-        parts = [part for part in record.parts if not part.per_row]
-        params = {
-            part.local: _from_bits(self._read_part(part, 0, part.spec.units).reshape(part.spec.shape), part.spec.dtype)
-            for part in parts
-        }
+        params = {}
+        for part in record.parts:
+            if not part.per_row:
+                stored = self._read_part(part, 0, part.spec.units)
+                params[part.local] = self._vector(record, part, stored) if part.coded else _from_bits(
+                    stored.reshape(part.spec.shape), part.spec.dtype
+                )
         self._check_params(record, params)
         return params
+
+    def _vector(self, record: Record, part: Part, stored: Bits) -> Any:
+        """A param of small integers that the entropy coder stored, [1, columns]."""
+        from modelzip_cli.coders.rans import unpack_vector
+        from modelzip_cli.coders.tables import Damaged
+
+        if zlib.crc32(stored) != record.crc32[part.local][0]:
+            self._broken(record, f"{part.local} does not match its checksum: the file is damaged")
+        try:
+            values, rest = unpack_vector(stored, record.spec.matrix[1])
+        except Damaged as error:
+            self._broken(record, f"{part.local} cannot be decoded: {error}")
+        if len(rest):
+            self._broken(record, f"{part.local} has bytes that mean nothing")
+        return values.reshape(1, -1)
 
     def _check_params(self, record: Record, params: Params) -> None:
         import numpy as np
@@ -188,6 +282,9 @@ def _from_bits(bits: Bits, dtype: DType) -> np.ndarray[Any, Any]:
 
 def _part_slabs(record: Record, part: Part) -> Iterator[tuple[int, int]]:
     """The pieces of a part that have a checksum each, in units of the part."""
+    if part.coded and part.per_row:
+        ends = [0, *accumulate(record.sizes[part.local])]
+        return iter([*pairwise(ends)])
     if record.scheme is None:
         width = record.spec.dtype.unit_bytes // part.spec.dtype.unit_bytes
         return ((begin * width, end * width) for begin, end in record.spec.unit_slabs())
@@ -226,37 +323,71 @@ def _read_manifest(container: Any) -> dict[str, Any]:
 def _records(container: Any, manifest: Mapping[str, Any]) -> Iterator[Record]:
     """Check each tensor of the manifest against the arrays of the container."""
     arrays = dict(container.specs)
+    sets = len(manifest.get("tables", []))
     for name, entry in manifest["tensors"].items():
         spec = TensorSpec(name, DTYPES[entry["dtype"]], _shape(entry["shape"]))
         scheme = parse_scheme(entry["scheme"]) if "scheme" in entry else None
         if ("scheme" in entry) != (scheme is not None) or (scheme is not None and str(scheme) != entry["scheme"]):
             raise ValueError(f"{name}: {entry['scheme']!r} is not the name of a scheme")
-        if scheme is not None and (spec.dtype.kind != "float" or spec.size == 0):
+        if scheme is not None and (spec.dtype.kind != "float" and not scheme.raw or spec.size == 0):
             raise ValueError(f"{name}: {spec.dtype} tensors have no scheme")
-        if scheme is not None and scheme.plain is None and entry["coder"] not in CODERS:
-            raise ValueError(f"{name}: unknown coder {entry['coder']!r}")
-        expected = native_parts(spec, scheme)
+        coder_id = entry.get("coder")
+        if coder_id not in _coders(scheme):
+            raise ValueError(f"{name}: {scheme} is not coded by {coder_id!r}")
+        tables = entry.get("tables")
+        needs_tables = scheme is not None and scheme.levels is None and not scheme.raw
+        if needs_tables != (type(tables) is int) or (needs_tables and not 0 <= tables < sets):
+            raise ValueError(f"{name}: its tables are missing")
+        expected = native_parts(spec, scheme, coder_id)
         if {part.local for part in expected} != set(entry["parts"]):
             raise ValueError(f"{name}: its parts are not those of its scheme")
-        parts, checksums = [], {}
+        parts, checksums, sizes = [], {}, {}
         for part in expected:
             stored = arrays.pop(entry["parts"][part.local]["name"], None)
             if stored is None:
                 raise ValueError(f"{name}: its {part.local} are missing or used twice")
-            if (stored.dtype, stored.shape) != (part.spec.dtype, part.spec.shape):
+            fits = stored.dtype == U8 and len(stored.shape) == 1 if part.coded else stored.shape == part.spec.shape
+            if stored.dtype != part.spec.dtype or not fits:
                 raise ValueError(
                     f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for"
                 )
-            parts.append(Part(part.local, stored, part.per_row))
+            parts.append(Part(part.local, stored, part.per_row, part.coded))
             checksums[part.local] = _checksums(entry["parts"][part.local]["crc32"])
+            if part.coded and part.per_row:
+                sizes[part.local] = _checksums(entry["parts"][part.local]["bytes"])
+                if len(sizes[part.local]) != len(checksums[part.local]) or sum(sizes[part.local]) != stored.bytes:
+                    raise ValueError(f"{name}: the sizes of its slabs do not add up")
             if len(checksums[part.local]) != slab_count(spec, scheme, part):
                 raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
         figures = {
-            key: value for key, value in entry.items() if key not in ("dtype", "shape", "scheme", "coder", "parts")
+            key: value
+            for key, value in entry.items()
+            if key not in ("dtype", "shape", "scheme", "coder", "parts", "tables")
         }
-        yield Record(spec, scheme, tuple(parts), checksums, figures)
+        yield Record(spec, scheme, tuple(parts), checksums, figures, coder_id, sizes, tables)
     if arrays:
         raise ValueError(f"the array {next(iter(arrays))} belongs to no tensor")
+
+
+def _coders(scheme: Scheme | None) -> tuple[str | None, ...]:
+    """The coders that codes of a scheme may have."""
+    if scheme is None or scheme.plain is not None:
+        return (None,)
+    if scheme.raw:
+        return (LOSSLESS,)
+    return (BITPACK, RANS) if scheme.levels is not None else (RANS,)
+
+
+def _tables(manifest: Mapping[str, Any], label: str) -> list[Tables]:
+    """The sets of tables of a file."""
+    if "tables" not in manifest:
+        return []
+    from modelzip_cli.coders.tables import Damaged, read_set
+
+    try:
+        return [read_set(b64decode(text, validate=True)) for text in manifest["tables"]]
+    except (Damaged, TypeError, ValueError) as error:
+        raise BrokenCheckpoint(f"{label}: its tables are malformed: {inert(str(error), longest=200)}") from None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

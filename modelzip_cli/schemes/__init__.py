@@ -22,12 +22,14 @@ SCHEMES = {
     "fp16": "floats:Fp16",
     "bf16": "floats:Bf16",
     "fp32": "floats:Fp32",
+    "ecq": "ecq:Ecq",
+    "lossless": "lossless:Lossless",
 }
 KEEP = "keep"  # not a scheme: the tensor is stored as it was
 
 IDS = "|".join(sorted(SCHEMES, key=len, reverse=True))
-NAME = re.compile(rf"(?P<id>{IDS}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+\d*)*)")
-OPTION = re.compile(r"-(n-\d+|[a-z]+\d*)")
+NAME = re.compile(rf"(?P<id>{IDS}|[a-z]+)(?P<width>\d{{1,6}})?(?P<options>(?:-n-\d+|-[a-z]+[\d.]*)*)")
+OPTION = re.compile(r"-(n-\d+|[a-z]+[\d.]*)")
 
 
 def scheme_class(scheme_id: str) -> type[Scheme]:
@@ -59,7 +61,7 @@ def parse_scheme(name: str) -> Scheme | None:
         allowed = f"{found.widths[0]} to {found.widths[-1]}" if found.widths else "none"
         raise BadOption(f"{name}: {found.id} has no width {whole['width']}; it has {allowed}")
     options = OPTION.findall(whole["options"])
-    kinds = [option.rstrip("-0123456789") for option in options]
+    kinds = [option.rstrip("-.0123456789") for option in options]
     if len(set(kinds)) < len(kinds):
         raise BadOption(f"{name}: an option is given twice")
     return found.parse(int(whole["width"]) if whole["width"] else None, options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -104,7 +104,7 @@ class Binary(Scheme):
         scales = {"scale": scale, "scale2": second}
         return {name: self.granularity.rounded(s.astype(np.float32), np.float32(2)) for name, s in scales.items()}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns]."""
         first = block >= 0
         codes: Codes = first.view(np.uint8)

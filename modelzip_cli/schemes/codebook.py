@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ class Codebook(Scheme):
         levels = np.pad(found, (0, self.levels - len(found)), mode="edge")
         return {"codebook": levels.reshape(1, -1)}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns]; a weight halfway between two levels gets the lower one."""
         one = np.ones((len(block), 1), np.float32)
         return nearest(block, one, midpoints(params["codebook"][0]), WHOLE_ROW)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class Fixed(Scheme):
             return {}
         return {"fraction_bits": self._best([block], self._covering(self._largest(block)))}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Quantize, ties to even; codes uint8 up to 8 bits, uint16 above."""
         scale, zero_point = self._grid(params["fraction_bits"], block.shape[0])
         return quantize(block, scale, zero_point, self.levels - 1, WHOLE_ROW)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class _Float(Scheme):
                     raise DoesNotFit(f"largest magnitude {found:.3g} does not fit {self.id}")
         return {}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         return narrow(block, self._plain)
 
     def decode(self, codes: Codes, params: Params) -> Block:

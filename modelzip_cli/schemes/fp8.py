@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -85,7 +85,7 @@ class Fp8(Scheme):
         top = np.float32(E4M3_TOP)
         return {"scale": self.granularity.rounded(largest / top, top)}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         return to_e4m3(block, broadcast(params["scale"], len(block)), self.granularity.span)
 
     def decode(self, codes: Codes, params: Params) -> Block:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Int(Scheme):
             return self._range(*np.zeros((2, block.shape[0], columns), np.float32))
         return self._search([block], self._range(*extremes(block, self.granularity.span)))
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns], ties to even."""
         scale, zero_point = self._broadcast(params, block.shape[0])
         return quantize(block, scale, zero_point, self.levels - 1, self.granularity.span)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Nf4(Scheme):
         lowest, highest = extremes(block, self.granularity.span)
         return {"scale": self.granularity.rounded(np.maximum(-lowest, highest), np.float32(1))}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         return nearest(block, params["scale"], BORDERS, self.granularity.span)
 
     def decode(self, codes: Codes, params: Params) -> Block:

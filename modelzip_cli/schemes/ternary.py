@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Ternary(Scheme):
             scale = np.where(count > 0, total / np.maximum(count, 1), scale)
         return {"scale": self.granularity.rounded(scale.astype(np.float32), np.float32(1))}
 
-    def encode(self, block: Block, params: Params) -> Codes:
+    def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns]; a weight halfway between two levels becomes 0."""
         scale = broadcast(params["scale"], len(block))
         return quantize(block, scale, np.ones_like(scale), 2, self.granularity.span)

@@ -1,0 +1,372 @@
+"""How fine `ecq` has to be: what a step gives, predicted from a sample of each tensor, and the step that meets a goal.
+
+One pass over the tensors takes the energies of rows and columns, which make the classes of all weights known, and keeps
+some columns of every slab. A step is tried on these alone: priced by Gaussian tables, then by those learnt from the
+first try. Sizes are extrapolated class by class, since it is the class that tells how many bits a weight takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip_cli.coders.rans import count_points
+from modelzip_cli.coders.tables import RATES, TOTAL, Tables, from_counts, symmetric_from_counts, write_set
+from modelzip_cli.kernels.rans import LANES
+from modelzip_cli.kernels.sums import energies, error_sums
+from modelzip_cli.schemes.base import Params
+from modelzip_cli.schemes.ecq import CLASSES, LEAST_STEP, MOST_STEP, Ecq, along_rows, low_bits, priors
+from modelzip_cli.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Block
+
+SAMPLED = 6 << 20  # weights of all tensors together, float32 in memory
+LEAST_LANES = 32
+ENOUGH = 500  # symbols; with fewer a table says more about chance than about the weights
+ESCAPED = 20 << 8  # 1/256 bit that an escape takes beyond its symbol: 2 bytes and what its absence costs others
+DIGITS = 5  # of a step: at most 0.01 % apart, 0.0002 bit
+TRIES = 12
+CLOSE = 0.0004  # how near to a goal a prediction has to come
+LEAST_SQNR = 10 ** (3 / 10)  # signal over noise of any tensor: below 3 dB zeros would do nearly as well
+
+Read = Callable[[TensorSpec, int, int], "Block"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a slab [first, last): `block` has its columns (or, with paths along the rows, its rows) from `left`."""
+
+    first: int
+    last: int
+    left: int
+    block: Block
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What one pass over a tensor left: sums of squares of all, of rows and of columns, and the tiles."""
+
+    spec: TensorSpec
+    scheme: Ecq
+    total: float
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+    tiles: tuple[Tile, ...]
+
+    @property
+    def finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return math.isfinite(self.total)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One tensor at one step: params; symbols counted in the tiles, scaled to the tensor; bytes beside its symbols."""
+
+    params: Params
+    scheme: Ecq
+    counts: NDArray[np.int64]  # [tables, 256]
+    population: NDArray[np.int64]  # weights of each class
+    beside: float
+    signal: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a step gives: for each tensor its scheme, params, set of tables, predicted bytes and noise over signal."""
+
+    step: float
+    tables: tuple[Tables, ...]
+    prices: tuple[Any, ...]
+    set_of: dict[str, int]
+    scheme: dict[str, Ecq]
+    params: dict[str, Params]
+    bytes: dict[str, int]
+    loss: dict[str, float]
+    signal: dict[str, float]
+    weights: int = 0
+
+    @property
+    def stored(self) -> int:
+        """Predicted bytes of all treated tensors, tables included."""
+        return sum(self.bytes.values()) + table_bytes(self.tables)
+
+    @property
+    def worst(self) -> float:
+        """The largest noise over signal of a tensor."""
+        return max(self.loss.values(), default=0.0)
+
+    @property
+    def total_loss(self) -> float:
+        """Noise over signal of all treated weights."""
+        signal = math.fsum(self.signal.values())
+        noise = math.fsum(self.loss[name] * self.signal[name] for name in self.loss)
+        return noise / signal if signal > 0 else 0.0
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Predicted, over all treated weights."""
+        return -10 * math.log10(self.total_loss) if self.total_loss > 0 else None
+
+
+def rounded(step: float) -> float:
+    """The step as it is written down."""
+    return float(f"{step:.{DIGITS}g}")
+
+
+def table_bytes(tables: Sequence[Tables]) -> int:
+    """Bytes of sets of tables as the manifest holds them."""
+    return sum(-(-len(write_set(each)) // 3) * 4 + 3 for each in tables)
+
+
+@dataclass
+class Allocator:
+    """The sample of a checkpoint, and what steps make of it."""
+
+    sampled: Sequence[Sampled]
+    executor: Executor
+    known: dict[float, Allocation] = field(default_factory=dict)
+
+    def at(self, step: float) -> Allocation:
+        """The allocation at `step` times the root mean square for all tensors that have no step of their own."""
+        if step not in self.known:
+            self.known[step] = self._try(step)
+        return self.known[step]
+
+    def finest(self) -> Allocation:
+        """The smallest step on offer."""
+        return self.at(LEAST_STEP)
+
+    def coarsest(self) -> Allocation:
+        """The largest step at which every tensor keeps 3 dB."""
+        low, high = LEAST_STEP, MOST_STEP
+        if self.at(high).worst <= 1 / LEAST_SQNR:
+            return self.at(high)
+        while high > 1.01 * low:
+            middle = rounded(math.sqrt(low * high))
+            low, high = (middle, high) if self.at(middle).worst <= 1 / LEAST_SQNR else (low, middle)
+        return self.at(low)
+
+    def of_size(self, most: float) -> Allocation | None:
+        """The finest step that is predicted to store at most `most` bytes; None where no step on offer does."""
+        weights = sum(each.spec.size for each in self.sampled)
+        bits = 8 * most / max(weights, 1)
+        best, fine, coarse = None, LEAST_STEP, MOST_STEP
+        step = rounded(min(max(2.0 ** (1.1 - bits), LEAST_STEP), 1.0))
+        for _ in range(TRIES):
+            found = self.at(step)
+            if found.stored <= most:
+                coarse, best = min(coarse, step), found
+                if found.stored >= most * (1 - CLOSE):
+                    break
+            else:
+                fine = max(fine, step)
+            if coarse <= fine * 1.0001:
+                break
+            # a bit less for each doubling of the step; half of the closeness is left to spare
+            towards = step * 2.0 ** ((found.stored / most - 1 + CLOSE / 2) * bits)
+            step = rounded(min(max(towards, fine), coarse))
+            if step in self.known:
+                step = rounded(math.sqrt(fine * coarse))
+        if best is None:
+            best = self.coarsest()
+        return best if best.stored <= most and best.worst <= 1 / LEAST_SQNR else None
+
+    def of_loss(self, most: float) -> Allocation | None:
+        """The coarsest step that is predicted to lose at most `most` noise over signal of all weights together."""
+        best, step, fine, coarse = None, 0.15, LEAST_STEP, MOST_STEP
+        for _ in range(TRIES):
+            found = self.at(step)
+            loss = found.total_loss
+            if loss <= most:
+                fine, best = max(fine, step), found
+                if loss >= most * (1 - 4 * CLOSE):
+                    break
+            else:
+                coarse = min(coarse, step)
+            if coarse <= fine * 1.0001:
+                break
+            towards = step * math.sqrt(most * (1 - 2 * CLOSE) / loss) if loss > 0 else coarse
+            step = rounded(min(max(towards, fine), coarse))
+            if step in self.known:
+                step = rounded(math.sqrt(fine * coarse))
+        if best is None:
+            best = self.finest()
+        return best if best.total_loss <= most else None
+
+    def _try(self, step: float) -> Allocation:
+        machines = sorted({each.scheme.trellis for each in self.sampled})
+        tables = {trellis: Tables(_from_priors(trellis)) for trellis in machines}
+        trials: list[Trial] = []
+        for _ in range(2):
+            prices = {trellis: Ecq(states=8 if trellis else 1).prices(tables[trellis].rates) for trellis in machines}
+            trials = list(self.executor.map(lambda each: _trial(each, step, tables, prices), self.sampled))
+            for trellis in machines:
+                counts = sum(trial.counts for trial in trials if trial.scheme.trellis == trellis)
+                tables[trellis] = Tables(_learnt(np.asarray(counts), _from_priors(trellis)))
+        return self._chosen(step, machines, tables, trials)
+
+    def _chosen(
+        self, step: float, machines: Sequence[bool], shared: dict[bool, Tables], trials: Sequence[Trial]
+    ) -> Allocation:
+        """Give each tensor the shared tables, or its own where they save more than they take."""
+        sets = [shared[trellis] for trellis in machines]
+        found = Allocation(step, (), (), {}, {}, {}, {}, {}, {})
+        for each, trial in zip(self.sampled, trials, strict=True):
+            name, number = each.spec.name, list(machines).index(trial.scheme.trellis)
+            bits = _cost(trial.counts, sets[number].rates)
+            if bits - _least_cost(trial.counts) > 8 * 100:
+                own = Tables(_learnt(trial.counts, shared[trial.scheme.trellis].frequencies))
+                own_bits = _cost(trial.counts, own.rates)
+                if bits - own_bits > 8 * table_bytes([own]):
+                    number, bits = len(sets), own_bits
+                    sets.append(own)
+            found.set_of[name], found.scheme[name], found.params[name] = number, trial.scheme, trial.params
+            found.bytes[name] = math.ceil(bits / 8 + trial.beside)
+            found.loss[name] = trial.noise / trial.signal if trial.signal > 0 else 0.0
+            found.signal[name] = each.total
+        used = sorted(set(found.set_of.values()))
+        trimmed = [self._trimmed(sets[number], found, trials, number) for number in used]
+        prices = [next(t.scheme for t, n in zip(trials, found.set_of.values(), strict=True) if n == number) for number in used]
+        return replace(
+            found,
+            tables=tuple(trimmed),
+            prices=tuple(scheme.prices(each.rates) for scheme, each in zip(prices, trimmed, strict=True)),
+            set_of={name: used.index(number) for name, number in found.set_of.items()},
+            weights=sum(each.spec.size for each in self.sampled),
+        )
+
+
+    def _trimmed(self, tables: Tables, found: Allocation, trials: Sequence[Trial], number: int) -> Tables:
+        """The tables of the classes that weights have."""
+        classes = np.zeros(CLASSES, np.int64)
+        for trial, chosen in zip(trials, found.set_of.values(), strict=True):
+            if chosen == number:
+                classes += trial.population
+        (used,) = np.nonzero(classes)
+        width = len(tables.frequencies) // CLASSES
+        return Tables(tables.frequencies, (int(used[0]) * width, (int(used[-1]) + 1) * width))
+
+
+def sample(spec: TensorSpec, scheme: Ecq, share: float, read: Callable[[int, int], Block]) -> Sampled:
+    """Go through a tensor once, keeping about `share` of it. `read` gives rows [first, last) as float32."""
+    rows, columns = np.zeros(spec.matrix[0]), np.zeros(spec.matrix[1])
+    total, tiles = 0.0, []
+    for number, (first, last) in enumerate(spec.row_slabs(tall=True)):
+        block = read(first, last)
+        rows[first:last] = energies(np.ascontiguousarray(block), columns)
+        total = float(np.add.accumulate(np.concatenate([[total], rows[first:last]]))[-1])
+        lanes = block.shape[0] if along_rows(*block.shape) else block.shape[1]
+        kept = min(lanes, max(LEAST_LANES, math.ceil(share * lanes / LEAST_LANES) * LEAST_LANES))
+        left = number * 7 * kept % (lanes - kept + 1)
+        turned = along_rows(*block.shape)
+        part = block[left : left + kept] if turned else block[:, left : left + kept]
+        tiles.append(Tile(first, last, left, np.array(part, np.float32, order="C")))
+    return Sampled(spec, scheme, total, rows, columns, tuple(tiles))
+
+
+def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: Executor) -> list[Sampled]:
+    """Sample every tensor, one a task. `read` gives rows [first, last) of a tensor as float32."""
+    share = min(1.0, SAMPLED / max(1, sum(spec.size for spec, _ in treated)))
+
+    def one(item: tuple[TensorSpec, Ecq]) -> Sampled:
+        return sample(*item, share, lambda first, last: read(item[0], first, last))
+
+    return list(executor.map(one, treated))
+
+
+def _trial(each: Sampled, step: float, tables: dict[bool, Tables], prices: dict[bool, Any]) -> Trial:
+    """Encode the tiles of a tensor."""
+    scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
+    rows, columns = each.spec.matrix
+    params = scheme.fit_energies(each.spec.size, each.total, each.columns)
+    row_class = scheme.row_classes(each.rows / columns, params)
+    column_class = params["column_class"][0].astype(np.int32)
+    width = 2 if scheme.trellis else 1
+    counts = np.zeros((CLASSES * width, 256), np.int64)
+    beside, signal, noise = 8.0, 0.0, 0.0
+    for tile in each.tiles:
+        height = tile.last - tile.first
+        turned = along_rows(height, columns)
+        of_rows, of_columns = row_class[tile.first : tile.last], params["column_class"]
+        kept = slice(tile.left, tile.left + tile.block.shape[0 if turned else 1])
+        local = {
+            "step": params["step"],
+            "row_class": (of_rows[kept] if turned else of_rows).reshape(-1, 1),
+            "column_class": of_columns if turned else of_columns[:, kept],
+        }
+        contexts = replace(scheme.contexts(local, height, columns), along_rows=turned)
+        points = scheme.encode_path(tile.block, local, prices[scheme.trellis], turned)
+        found, extra = count_points(points, contexts, tables[scheme.trellis])
+        counts += found
+        decoded = scheme.decode(points, local)
+        sums = error_sums(tile.block.reshape(-1), decoded.reshape(-1))
+        signal, noise = signal + float(sums[0]), noise + float(sums[1])
+        width_of = height if turned else columns
+        beside += extra * (height * columns / tile.block.size) + 4 * min(LANES, width_of) + 4 + _vector(of_rows)
+    beside += _vector(column_class)
+    sampled = counts.reshape(CLASSES, -1).sum(axis=1)
+    population = _population(row_class, column_class)
+    scale = np.where(sampled > 0, population / np.maximum(sampled, 1), 0.0)
+    missing = float(population[sampled == 0].sum())
+    if missing:
+        scale *= each.spec.size / max(each.spec.size - missing, 1.0)
+    scaled = np.rint(counts * np.repeat(scale, width)[:, None]).astype(np.int64)
+    return Trial(params, scheme, scaled, population, beside, signal, noise)
+
+
+def _population(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:
+    """How many weights each class has."""
+    found = np.convolve(np.bincount(rows, minlength=1), np.bincount(columns, minlength=1))
+    population = np.zeros(CLASSES, np.int64)
+    population[: min(len(found), CLASSES)] = found[:CLASSES]
+    return population
+
+
+def _vector(classes: NDArray[Any]) -> float:
+    """About the bytes of a coded vector."""
+    counts = np.bincount(classes.reshape(-1), minlength=256)[:256]
+    table = from_counts(counts)
+    return float((counts * RATES[table]).sum() / 2048) + len(Tables(table[None]).to_bytes()) + 5
+
+
+@lru_cache(maxsize=2)
+def _from_priors(trellis: bool) -> NDArray[np.int64]:
+    raw, width = low_bits(trellis), 2 if trellis else 1
+    return np.array([_table(counts, raw[number // width]) for number, counts in enumerate(priors(trellis))])
+
+
+def _learnt(counts: NDArray[np.int64], otherwise: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tables from counts; `otherwise` where there are too few."""
+    found, width = otherwise.copy(), len(counts) // CLASSES
+    raw = low_bits(width == 2)
+    for number in np.flatnonzero(counts.sum(axis=1) >= ENOUGH):
+        found[number] = _table(counts[number], raw[number // width])
+    return found
+
+
+def _table(counts: NDArray[np.int64], raw: int) -> NDArray[np.int64]:
+    """One table; those of symbols that are whole k are symmetric, which halves their bytes and the chance in them."""
+    return from_counts(counts, escape=255) if raw else symmetric_from_counts(counts)
+
+
+def _cost(counts: NDArray[np.int64], rates: NDArray[np.int64]) -> float:
+    """Bits that symbols take; those without a frequency escape."""
+    escaped = rates[:, 255:] + ESCAPED
+    return int((counts * np.minimum(rates, escaped)).sum()) / 256
+
+
+def _least_cost(counts: NDArray[np.int64]) -> float:
+    """Bits that they would take with tables of their own, nearly."""
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    frequencies = np.clip(np.rint(counts * (TOTAL / totals)), 1, TOTAL).astype(np.int64)
+    return int((counts * RATES[frequencies]).sum()) / 256

@@ -1,0 +1,410 @@
+"""Lossless: the raw units of a slab as byte planes, each entropy coded where that pays.
+
+**A stream** begins with a byte: 0, and the units follow as they are, little-endian; or 1, and planes follow. All
+numbers are in 7 bits a byte as in `coders.tables`, tables are written as there.
+
+**Planes.** A unit is turned into a word, and the bytes of all words, highest first, are the planes. Words are, from
+their highest bit:
+
+| dtype | word |
+|---|---|
+| bf16, f32 | exponent, sign, mantissa |
+| f16 | exponent, the upper 3 bits of the mantissa, sign, the rest of the mantissa |
+| f64 | the lower 8 bits of the exponent, sign, mantissa, the upper 3 bits of the exponent |
+| f8_e4m3, f8_e5m2 and their fnuz forms | exponent, mantissa, sign |
+| i8 to i64 | 2 x for x >= 0, else -2 x - 1 |
+| c32, c64 | twice as many units and columns, of f16 and f32 |
+| all others | the unit |
+
+**Zeros.** The next byte is `other`. Unless it is 0, the first plane holds symbols: 0 for a word of 0, `other` for
+other words whose first byte is 0, else the first byte; the planes after it leave out the words that are 0.
+
+**A plane** of m bytes begins with its kind:
+
+0. m bytes follow.
+1. One byte follows, and all m are like it.
+2. One table; the number of 16-bit words of the stream; its states, 4 bytes each; its words (`kernels.rans`). The m
+   bytes are rows of `flat_width(m)`, the last row filled up with copies of the last byte.
+3. Three bytes: t, the number of tables; `low`; `shift`. The classes of the rows, uint8, as a plane of kind 0, 1 or 2,
+   and those of the columns. Then t tables, and the rest as in 2, but rows are as wide as the slab has columns where
+   64 <= columns <= m and columns divides m. Byte (i, j) is coded with table
+   `min(max((row class i + column class j >> shift) - low, 0), t - 1)`.
+
+Classes of the first plane are mean exponents, in quarters of an octave; those of the others say how often a byte is 0
+in a row. Nothing but the encoder depends on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import local
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelzip_cli.coders.tables import BITS, RATES, TOTAL, Damaged, Tables, read_number, write_number
+from modelzip_cli.kernels import planes as kernels
+from modelzip_cli.kernels import rans
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits, DType
+
+    Bytes = NDArray[np.uint8]
+    Counts = NDArray[np.int64]
+    Classes = tuple[Bytes, Bytes]  # of rows, of columns
+    Parts = list[bytes | bytearray | NDArray[np.uint8]]
+
+RAW, PLANES = 0, 1
+PLAIN, CONSTANT, CODED, CLASSED = 0, 1, 2, 3
+
+LEAST_COLUMNS = 64  # rows shorter than that have no classes of their own
+MOST_TABLES = 64
+MOST_SHIFT = 7
+BAND = 1 << 16  # symbols that are decoded at a time: their table offsets stay in the cache
+
+# What only the encoder needs to know
+LEAST = 4096  # bytes of a plane that has classes
+MOST_CLASSES = 32
+FEW = 1024  # bytes for which a table of their own does not pay
+WORTH = 128  # a plane is coded where that saves one byte in this many: decoding costs more than copying
+ZEROS = 100  # zeros have a symbol of their own where they are one word in this many
+PIECE = 2048
+SHARES = np.array([3, 6, 12, 24, 48])  # of zeros in a row, in 64ths: between those of rows with 3, 4 ... 8 dead bits
+MOST_KEPT = 1 << 23  # bytes of a scratch array
+
+OCTAVE = {"bf16": 1, "f32": 1, "f64": 1, "f16": 8, "f8_e5m2": 8, "f8_e5m2fnuz": 8, "f8_e4m3": 16, "f8_e4m3fnuz": 16}
+PARTS = {"c32": ("f16", "<u2"), "c64": ("f32", "<u4")}  # what complex numbers are made of
+
+
+def pack(bits: Bits, dtype: DType, columns: int) -> Bytes:
+    """Return the stream of `bits` [n], the raw units of a slab whose matrix view has `columns` columns."""
+    units = np.ascontiguousarray(bits).astype(dtype.unit, copy=False)
+    raw = units.view(np.uint8)
+    name = dtype.id
+    if name in PARTS:
+        name, unit = PARTS[name]
+        units, columns = units.view(unit), 2 * columns
+    parts: Parts = [bytes([RAW]), raw]
+    if len(units):
+        planes = _pack_planes(_split(units, name), columns, OCTAVE.get(name, 0))
+        packed: Parts = [bytes([PLANES]), *(part for plane in planes for part in plane)]
+        if sum(map(len, packed)) <= len(raw):
+            parts = packed
+    return np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
+
+
+def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
+    """Return the `n` units that `pack` was given. Raises Damaged for what it cannot have written."""
+    stream = np.frombuffer(data, np.uint8)
+    if not len(stream):
+        raise Damaged("it is empty")
+    if stream[0] == RAW:
+        if len(stream) - 1 != n * dtype.unit_bytes:
+            raise Damaged("its length does not fit the tensor")
+        return stream[1:].copy().view(dtype.unit)
+    if stream[0] != PLANES:
+        raise Damaged("its mode is unknown")
+    name, unit = PARTS.get(dtype.id, (dtype.id, dtype.unit))
+    parts = dtype.unit_bytes // int(unit[-1])
+    planes = _Reader(stream, 1).planes(n * parts, columns * parts, int(unit[-1]))
+    return _merge(planes, name, unit).view(dtype.unit)
+
+
+def flat_width(size: int) -> int:
+    """The width of rows that `size` bytes are cut into, where a slab's own do not serve: few lanes for few bytes, else
+    the multiple of 32 from 1024 to 4096 that leaves the least to fill up, the largest of these."""
+    if size < 1 << 14:
+        return 2 if size < 1 << 10 else 8
+    return min(range(4096, 1023, -32), key=lambda width: -size % width)
+
+
+def matrix_width(size: int, columns: int) -> int:
+    """The width of rows that have classes."""
+    return columns if LEAST_COLUMNS <= columns <= size and size % columns == 0 else flat_width(size)
+
+
+# Units and planes
+
+
+class _Scratch(local):
+    """Memory that the slabs of a thread share: new pages cost more than what is done with them."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Bytes] = {}
+
+    def take(self, use: str, shape: tuple[int, int], kind: type) -> NDArray[Any]:
+        """An array of `shape` with any content, until the next one for the same use."""
+        size = shape[0] * shape[1] * np.dtype(kind).itemsize
+        if size > MOST_KEPT:
+            return np.empty(shape, kind)
+        if size > len(self.buffers.get(use, b"")):
+            self.buffers[use] = np.empty(size, np.uint8)
+        return self.buffers[use][:size].view(kind).reshape(shape)
+
+
+SCRATCH = _Scratch()
+
+
+def _split(units: Bits, name: str) -> Bytes:
+    """The planes, uint8 [bytes of a unit, n]."""
+    planes: Bytes = SCRATCH.take("planes", (units.itemsize, len(units)), np.uint8)
+    if name in ("bf16", "f16"):
+        kernels.split16(units, planes)
+    elif name == "f32":
+        kernels.split32(units, planes)
+    else:
+        planes[:] = np.ascontiguousarray(_word(units, name)).view(np.uint8).reshape(len(units), -1).T[::-1]
+    return planes
+
+
+def _merge(planes: list[Bytes], name: str, unit: str) -> Bits:
+    if name in ("bf16", "f16"):
+        return kernels.merge16(planes[0], planes[1])
+    if name == "f32":
+        return kernels.merge32(planes[0], planes[1], planes[2], planes[3])
+    return _unit(np.stack(planes[::-1], axis=1).view(unit).reshape(-1), name)
+
+
+def _word(x: Bits, name: str) -> NDArray[Any]:
+    if name == "f64":
+        return x << 4 & 0xFF << 56 | x >> 8 & 1 << 55 | (x & (1 << 52) - 1) << 3 | x >> 60 & 7
+    if name in OCTAVE:
+        return x << 1 | x >> 7
+    return x << 1 ^ -(x >> 8 * x.itemsize - 1) if name[0] == "i" else x
+
+
+def _unit(word: NDArray[Any], name: str) -> Bits:
+    if name == "f64":
+        return word >> 4 & 0xFF << 52 | word << 8 & 1 << 63 | word >> 3 & (1 << 52) - 1 | (word & 7) << 60
+    if name in OCTAVE:
+        return word >> 1 | word << 7
+    return word >> 1 ^ -(word & 1) if name[0] == "i" else word
+
+
+# Encoding
+
+
+def _pack_planes(planes: Bytes, columns: int, octave: int) -> list[Parts]:
+    other = _symbol_for_others(planes)
+    rest = list(planes[1:])
+    symbols = planes[0]
+    if other:
+        symbols = np.where((symbols == 0) & (planes != 0).any(axis=0), np.uint8(other), symbols)
+        rest = [kernels.without_zeros(symbols, plane) for plane in rest]
+    scales = _scale_classes(symbols, columns, octave) if octave else None
+    parts = [[bytes([other])], _pack_plane(symbols, columns, scales, is_first=True)]
+    return parts + [_pack_plane(plane, columns, _zero_classes(plane, columns)) for plane in rest]
+
+
+def _symbol_for_others(planes: Bytes) -> int:
+    """The symbol for words that are not 0 while their first byte is; 0: zeros are not worth a symbol of their own."""
+    size = planes.shape[1]
+    if len(planes) == 1 or planes[0].min() > 0 or (size - np.count_nonzero(planes.any(axis=0))) * ZEROS < size:
+        return 0
+    (free,) = np.nonzero(kernels.count(planes[0])[1:] == 0)
+    return int(free[-1]) + 1 if len(free) else 0
+
+
+def _pack_plane(plane: Bytes, columns: int, classes: Classes | None, *, is_first: bool = False) -> Parts:
+    """Code `plane` in the way that takes least."""
+    if len(plane) and plane[0] == plane[-1] and (plane == plane[0]).all():
+        return [bytes([CONSTANT, plane[0]])]
+    best: Parts = [bytes([PLAIN]), plane]
+    if not len(plane) or (classes is None and not is_first and not _may_pay(plane)):
+        return best
+    size = len(plane) - len(plane) // WORTH
+    if classes is None:
+        way = _one_table(plane, kernels.count(plane))
+        return way.parts(_filled(plane, flat_width(len(plane))).astype(np.uint16)) if way.size < size else best
+    table = _filled(plane, matrix_width(len(plane), columns))
+    contexts = int(classes[0].max()) + int(classes[1].max()) + 1
+    index = SCRATCH.take("index", table.shape, np.uint16)
+    counts = kernels.tally(table, *classes, index, contexts)
+    way = min(_ways(plane, counts, classes), key=lambda way: way.size)
+    if way.size >= size:
+        return best
+    if len(way.tables.frequencies) == 1:
+        index = _filled(plane, flat_width(len(plane))).astype(np.uint16)
+    return way.parts(index)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to code a plane: what comes before the stream, which table codes a context, and about how many bytes."""
+
+    head: Parts
+    tables: Tables
+    table_of: NDArray[np.int64]
+    size: int
+
+    def parts(self, index: NDArray[np.uint16]) -> Parts:
+        """The plane whose contexts and bytes are `index`."""
+        intervals = self.tables.intervals.reshape(-1, rans.SYMBOLS)[self.table_of].reshape(-1)
+        states, words = rans.encode(index, intervals, BITS)
+        number = bytearray()
+        write_number(number, len(words))
+        states = states.astype("<u4", copy=False)
+        return [*self.head, number, states.view(np.uint8), words.astype("<u2", copy=False).view(np.uint8)]
+
+
+def _one_table(plane: Bytes, counts: Counts) -> _Way:
+    frequencies, bits = kernels.normalised(counts[None], RATES)
+    written = kernels.write_tables(frequencies)
+    beside = len(written) + 4 + 4 * min(flat_width(len(plane)), rans.LANES)
+    return _Way([bytes([CODED]), written], Tables(frequencies), np.zeros(1, np.int64), bits // 8 + beside)
+
+
+def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
+    """With one table for all, and with tables for one, two and four sums of classes each."""
+    yield _one_table(plane, counts.sum(axis=0))
+    vectors = [part for each in classes for part in _pack_plane(each, 0, None, is_first=True)]
+    for shift in range(3):
+        low, groups = kernels.grouped(counts, shift, FEW)
+        if len(groups) == 1:
+            return
+        frequencies, bits = kernels.normalised(groups, RATES)
+        written = kernels.write_tables(frequencies)
+        table_of = np.clip((np.arange(len(counts)) >> shift) - low, 0, len(groups) - 1)
+        beside = sum(map(len, vectors)) + len(written) + 7 + 4 * min(len(classes[1]), rans.LANES)
+        head = [bytes([CLASSED, len(groups), low, shift]), *vectors, written]
+        yield _Way(head, Tables(frequencies), table_of, bits // 8 + beside)
+
+
+def _filled(plane: Bytes, width: int) -> Bytes:
+    """`plane` as rows of `width`, the last one filled up."""
+    missing = -len(plane) % width
+    return (np.concatenate([plane, np.full(missing, plane[-1])]) if missing else plane).reshape(-1, width)
+
+
+def _may_pay(plane: Bytes) -> bool:
+    """Whether a plane of mantissas may be worth coding, by 64 bytes of each 2048."""
+    pieces = len(plane) // PIECE
+    if pieces < 8:
+        return True
+    sample = np.ascontiguousarray(plane[: pieces * PIECE].reshape(pieces, -1)[:, :64]).reshape(-1)
+    _, bits = kernels.normalised(kernels.count(sample)[None], RATES)
+    return bits // 8 + len(sample) // WORTH < len(sample)
+
+
+def _matrix(plane: Bytes, columns: int) -> Bytes | None:
+    """The rows that may have classes; None: too little for that."""
+    width = matrix_width(len(plane), columns)
+    return None if len(plane) < LEAST or width < LEAST_COLUMNS else _filled(plane, width)
+
+
+def _scale_classes(plane: Bytes, columns: int, octave: int) -> Classes | None:
+    """Classes of rows and columns by their mean exponent."""
+    table = _matrix(plane, columns)
+    if table is None:
+        return None
+    rows, width = table.shape
+    sums = kernels.sums(table)
+    used = (np.full(rows, width), np.full(width, rows))
+    if table.min() == 0:
+        used = kernels.sums((table != 0).view(np.uint8))
+    by_row, row_class = kernels.levels(sums[0], used[0], octave, width, MOST_CLASSES)
+    by_column, column_class = kernels.levels(sums[1], used[1], octave, rows, MOST_CLASSES)
+    if not by_row and not by_column:
+        return None
+    return row_class if by_row else np.zeros_like(row_class), column_class if by_column else np.zeros_like(column_class)
+
+
+def _zero_classes(plane: Bytes, columns: int) -> Classes | None:
+    """Classes of rows by how many of their bytes are 0."""
+    table = _matrix(plane, columns)
+    if table is None:
+        return None
+    share = kernels.zeros(table) * 64
+    row_class = (share[:, None] > SHARES * table.shape[1]).sum(axis=1).astype(np.uint8)
+    return None if row_class.min() == row_class.max() else (row_class, np.zeros(table.shape[1], np.uint8))
+
+
+# Decoding
+
+
+class _Reader:
+    """Reads a stream from byte `place` on."""
+
+    def __init__(self, stream: Bytes, place: int) -> None:
+        self.stream, self.place = stream, place
+
+    def take(self, count: int) -> Bytes:
+        """The next `count` bytes."""
+        if count > len(self.stream) - self.place:
+            raise Damaged("it ends too soon")
+        self.place += count
+        return self.stream[self.place - count : self.place]
+
+    def byte(self) -> int:
+        return int(self.take(1)[0])
+
+    def planes(self, n: int, columns: int, count: int) -> list[Bytes]:
+        """Read all planes, each uint8 [n]."""
+        other = self.byte()
+        symbols = self.plane(n, columns)
+        if other:
+            kept = int(np.count_nonzero(symbols))
+            rest = [kernels.with_zeros(symbols, self.plane(kept, columns)) for _ in range(count - 1)]
+            planes = [np.where(symbols == other, np.uint8(0), symbols), *rest]
+        else:
+            planes = [symbols, *(self.plane(n, columns) for _ in range(count - 1))]
+        if self.place != len(self.stream):
+            raise Damaged("it goes on where it should end")
+        return planes
+
+    def plane(self, size: int, columns: int, *, may_have_classes: bool = True) -> Bytes:
+        kind = self.byte()
+        if kind == PLAIN:
+            return self.take(size)
+        if not size:
+            raise Damaged("there is nothing to code")
+        if kind == CONSTANT:
+            return np.full(size, self.byte(), np.uint8)
+        if kind == CODED:
+            return self._coded(size, flat_width(size), 1, None)
+        if kind != CLASSED or not may_have_classes:
+            raise Damaged("a plane is of an unknown kind")
+        tables, low, shift = (int(number) for number in self.take(3))
+        width = matrix_width(size, columns)
+        rows = self.plane(-(-size // width), 0, may_have_classes=False)
+        across = self.plane(width, 0, may_have_classes=False)
+        if not 0 < tables <= MOST_TABLES or shift > MOST_SHIFT:
+            raise Damaged("it has too many tables")
+        return self._coded(size, width, tables, (rows, across, shift, low))
+
+    def _coded(self, size: int, width: int, tables: int, classes: Any) -> Bytes:
+        frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
+        self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
+        if self.place < 0:
+            raise Damaged("the frequencies of a table do not add up")
+        head = self.stream[self.place : self.place + 5].tobytes()
+        count, used = read_number(head, 0)
+        self.place += used
+        states = self.take(4 * min(width, rans.LANES)).copy().view("<u4").astype(np.uint32, copy=False)
+        words = self.take(2 * count).copy().view("<u2").astype(np.uint16, copy=False)
+        if (states < rans.LOWEST).any():
+            raise Damaged("a state of the coder is out of range")
+        slots = kernels.slots(frequencies)
+        rows = -(-size // width)
+        step = min(max(1, BAND // width), rows)
+        found: Bytes = np.empty((rows, width), np.uint8)
+        offsets = SCRATCH.take("offsets", (step, width), np.int32)
+        offsets[:] = 0
+        place = 0
+        for first in range(0, rows, step):
+            band = found[first : first + step]
+            if classes:
+                row_class, *others = classes
+                kernels.places(row_class[first : first + step], *others, tables, offsets)
+            band[:], taken = rans.decode_symbols(words[place:], states, slots, offsets[: len(band)], BITS)
+            if taken < 0:
+                raise Damaged("it ends too soon")
+            place += taken
+        if place != count or (states != rans.LOWEST).any():
+            raise Damaged("the coder does not end where it began")
+        plane = found.reshape(-1)
+        if (plane[size:] != plane[size - 1]).any():
+            raise Damaged("it goes on where it should end")
+        return plane[:size]

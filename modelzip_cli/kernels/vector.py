@@ -1,0 +1,363 @@
+"""rANS with eight lanes an instruction: the kernels of `rans` and `points` again, for CPUs with AVX2. The only module
+that imports llvmlite.
+
+A gather looks up eight table entries, and a shuffle out of a table of 256 spreads the next words over the lanes that
+need one, or packs those of the lanes that give one. What is left over, at the end of a row or of the words, is done a
+lane at a time; so is everything where the code is compiled for a CPU without AVX2. The bytes are those of the twins.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from modelzip_cli.kernels import points, rans
+from modelzip_cli.kernels.jit import jit
+from modelzip_cli.kernels.points import Classes, LowBits
+from modelzip_cli.kernels.rans import Index, Slots, States, Words
+
+AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
+
+lowering: Any = cgutils  # without annotations of their own
+kinds: Any = types
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+LANES = 8
+BYTES, SHORTS, INTS, FLOATS = (ir.VectorType(kind, LANES) for kind in (I8, I16, I32, ir.FloatType()))
+SHUFFLE = ir.VectorType(I8, 16)
+VECTORS = rans.LANES // LANES
+
+
+def _shuffles(pack: bool) -> list[list[int]]:
+    """Byte shuffles of eight words by mask: the first words to the lanes of the mask, or those lanes to the end."""
+    made = []
+    for mask in range(1 << LANES):
+        lanes = [lane for lane in range(LANES) if mask >> lane & 1]
+        sources = [-1] * LANES  # gives 0
+        for word, lane in enumerate(lanes):
+            sources[LANES - len(lanes) + word if pack else lane] = lane if pack else word
+        made.append([byte & 255 for word in sources for byte in ((word * 2, word * 2 + 1) if word >= 0 else (-1, -1))])
+    return made
+
+
+class _Vectors:
+    """Instructions on eight lanes, in the function that `builder` is writing."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.module = builder.module
+
+    def splat(self, value: Any, kind: Any = INTS) -> Any:
+        """The same value in every lane; `value` is an integer or a scalar of the code."""
+        if isinstance(value, int):
+            return ir.Constant(kind, [value] * kind.count)
+        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+        lanes = ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count)
+        return self.builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), lanes)
+
+    def load(self, base: Any, at: Any, kind: Any) -> Any:
+        """Lanes that begin at entry `at`."""
+        where = self.builder.bitcast(self.builder.gep(base, [at]), kind.as_pointer())
+        return self.builder.load(where, align=kind.element.width // 8)
+
+    def store(self, value: Any, base: Any, at: Any) -> None:
+        """Write lanes from entry `at` on."""
+        where = self.builder.bitcast(self.builder.gep(base, [at]), value.type.as_pointer())
+        self.builder.store(value, where, align=value.type.element.width // 8)
+
+    def gather(self, base: Any, at: Any) -> Any:
+        """The 32-bit entries `at`."""
+        pointer = I8.as_pointer()
+        kind = ir.FunctionType(INTS, [INTS, pointer, INTS, INTS, I8])
+        call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx2.gather.d.d.256")
+        start = self.builder.bitcast(base, pointer)
+        return self.builder.call(call, [self.splat(0), start, at, self.splat(-1), ir.Constant(I8, 4)])
+
+    def shuffled(self, words: Any, mask: Any, name: str, pack: bool) -> Any:
+        """Eight words shuffled by `mask`, an 8-bit integer."""
+        kind = ir.ArrayType(SHUFFLE, 1 << LANES)
+        table = self.module.globals.get(name)
+        if table is None:
+            table = lowering.add_global_variable(self.module, kind, name)
+            table.initializer = ir.Constant(kind, [ir.Constant(SHUFFLE, row) for row in _shuffles(pack)])
+            table.global_constant, table.linkage, table.align = True, "internal", 64
+        at = self.builder.zext(mask, I64)
+        control = self.builder.load(self.builder.gep(table, [ir.Constant(I64, 0), at]))
+        call = lowering.get_or_insert_function(
+            self.module, ir.FunctionType(SHUFFLE, [SHUFFLE, SHUFFLE]), "llvm.x86.ssse3.pshuf.b.128"
+        )
+        return self.builder.bitcast(self.builder.call(call, [self.builder.bitcast(words, SHUFFLE), control]), SHORTS)
+
+    def mask_and_count(self, chosen: Any) -> tuple[Any, Any]:
+        """Eight truth values as an 8-bit integer, and how many are true."""
+        mask = self.builder.bitcast(chosen, I8)
+        return mask, self.builder.zext(self.builder.ctpop(mask), I64)
+
+
+def _check(**arrays: tuple[Any, int]) -> None:
+    """Refuse, when a kernel is compiled, arrays that are not rows of entries of so many bits."""
+    for name, (kind, bits) in arrays.items():
+        if kind.ndim != 1 or kind.layout != "C" or kind.dtype.bitwidth != bits:
+            raise TypeError(f"{name} is {kind}")
+
+
+def _decode_groups(
+    typing: Any, words: Any, place: Any, states: Any, slots: Any, offsets: Any, bits: Any, out: Any
+) -> Any:
+    """Decode groups of 32 from the left while words are sure to suffice; return the place and the columns done."""
+    _check(words=(words, 16), states=(states, 32), slots=(slots, 32), offsets=(offsets, 32), out=(out, 8))
+    signature = kinds.UniTuple(kinds.int64, 2)(words, kinds.int64, states, slots, offsets, kinds.int64, out)
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 3, 4, 6)}
+        word, state, slot, offset, symbol = (arrays[i].data for i in (0, 2, 3, 4, 6))
+        bits = b.trunc(arguments[5], I32)
+        v = _Vectors(b)
+        at, now = lowering.alloca_once_value(b, ir.Constant(I64, 0)), lowering.alloca_once_value(b, arguments[1])
+        if AVAILABLE:
+            shift = v.splat(bits)
+            low = v.splat(b.sub(b.shl(ir.Constant(I32, 1), bits), ir.Constant(I32, 1)))
+            starts = [ir.Constant(I64, LANES * part) for part in range(VECTORS)]
+            xs = [lowering.alloca_once_value(b, v.load(state, start, INTS)) for start in starts]
+            width, size = arrays[6].nitems, arrays[0].nitems
+            group = ir.Constant(I64, rans.LANES)
+            test, body, end = (b.append_basic_block(name) for name in ("test", "body", "end"))
+            b.branch(test)
+            b.position_at_end(test)
+            column, taken = b.load(at), b.load(now)
+            b.cbranch(
+                b.and_(
+                    b.icmp_signed("<=", b.add(column, group), width), b.icmp_signed("<=", b.add(taken, group), size)
+                ),
+                body,
+                end,
+            )
+            b.position_at_end(body)
+            found = []
+            for x_at, start in zip(xs, starts, strict=True):
+                x = b.load(x_at)
+                where = b.add(v.load(offset, b.add(column, start), INTS), b.and_(x, low))
+                entry = v.gather(slot, where)
+                found.append(entry)
+                x = b.mul(b.lshr(entry, v.splat(20)), b.lshr(x, shift))
+                x = b.add(x, b.and_(b.lshr(entry, v.splat(8)), v.splat(4095)))
+                short = b.icmp_unsigned("<", x, v.splat(1 << 16))
+                mask, count = v.mask_and_count(short)
+                spread = v.shuffled(v.load(word, taken, SHORTS), mask, "modelzip_spread", pack=False)
+                x = b.or_(b.select(short, b.shl(x, v.splat(16)), x), b.zext(spread, INTS))
+                b.store(x, x_at)
+                taken = b.add(taken, count)
+            for entry, start in zip(found, starts, strict=True):
+                v.store(b.trunc(entry, BYTES), symbol, b.add(column, start))
+            b.store(taken, now)
+            b.store(b.add(column, group), at)
+            b.branch(test)
+            b.position_at_end(end)
+            for x_at, start in zip(xs, starts, strict=True):
+                v.store(b.load(x_at), state, start)
+        return context.make_tuple(b, signature.return_type, [b.load(now), b.load(at)])
+
+    return signature, generate
+
+
+decode_groups: Any = intrinsic(_decode_groups)
+
+
+def _encode_groups(
+    typing: Any, index: Any, columns: Any, intervals: Any, bits: Any, states: Any, room: Any, place: Any
+) -> Any:
+    """Encode groups of 32 columns from `columns`, a multiple of 32, to the left, as long as there is room for sure."""
+    _check(index=(index, 16), intervals=(intervals, 32), states=(states, 32), room=(room, 16))
+    signature = kinds.UniTuple(kinds.int64, 2)(index, kinds.int64, intervals, kinds.int64, states, room, kinds.int64)
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 4, 5)}
+        symbol, interval, state, word = (arrays[i].data for i in (0, 2, 4, 5))
+        bits = b.trunc(arguments[3], I32)
+        v = _Vectors(b)
+        at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[6])
+        if AVAILABLE:
+            shift, down = v.splat(bits), v.splat(b.sub(ir.Constant(I32, 32), bits))
+            starts = [ir.Constant(I64, LANES * part) for part in range(VECTORS)]
+            xs = [lowering.alloca_once_value(b, v.load(state, start, INTS)) for start in starts]
+            group = ir.Constant(I64, rans.LANES)
+            test, body, end = (b.append_basic_block(name) for name in ("test", "body", "end"))
+            b.branch(test)
+            b.position_at_end(test)
+            column, place = b.load(at), b.load(now)
+            b.cbranch(
+                b.and_(b.icmp_signed(">=", column, group), b.icmp_signed(">=", place, group)),
+                body,
+                end,
+            )
+            b.position_at_end(body)
+            column = b.sub(column, group)
+            for x_at, start in reversed([*zip(xs, starts, strict=True)]):
+                x = b.load(x_at)
+                found = v.gather(interval, b.zext(v.load(symbol, b.add(column, start), SHORTS), INTS))
+                f, c = b.and_(found, v.splat(0xFFFF)), b.lshr(found, v.splat(16))
+                full = b.icmp_unsigned(">=", x, b.shl(f, down))
+                mask, count = v.mask_and_count(full)
+                packed = v.shuffled(b.trunc(x, SHORTS), mask, "modelzip_pack", pack=True)
+                v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
+                place = b.sub(place, count)
+                x = b.select(full, b.lshr(x, v.splat(16)), x)
+                # q is below 2^(32 - bits), at most 2^22, where the quotient of floats is off by less than one
+                half = b.sitofp(b.lshr(x, v.splat(1)), FLOATS)
+                guess = b.fdiv(b.fadd(half, half), b.sitofp(f, FLOATS))
+                q = b.fptosi(guess, INTS)
+                rest = b.sub(x, b.mul(q, f))
+                less = b.ashr(rest, v.splat(31))
+                q, rest = b.add(q, less), b.add(rest, b.and_(f, less))
+                more = b.sext(b.icmp_signed(">=", rest, f), INTS)
+                q, rest = b.sub(q, more), b.sub(rest, b.and_(f, more))
+                b.store(b.add(b.shl(q, shift), b.add(rest, c)), x_at)
+            b.store(place, now)
+            b.store(column, at)
+            b.branch(test)
+            b.position_at_end(end)
+            for x_at, start in zip(xs, starts, strict=True):
+                v.store(b.load(x_at), state, start)
+        return context.make_tuple(b, signature.return_type, [b.load(now), b.load(at)])
+
+    return signature, generate
+
+
+encode_groups: Any = intrinsic(_encode_groups)
+
+
+@jit(twin=rans._encode_numpy)
+def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: States, room: Words) -> int:
+    place, lanes = room.size, states.size
+    b, down = np.uint32(bits), np.uint32(32 - bits)
+    for back in range(index.shape[0]):
+        row = index[index.shape[0] - 1 - back]
+        column = row.size
+        while column > 0:
+            if lanes == 32 and column % 32 == 0:
+                place, column = encode_groups(row, column, intervals, bits, states, room, place)
+            if column > 0:
+                left = (column - 1) // lanes * lanes
+                for j in range(column - 1, left - 1, -1):
+                    found = intervals[row[j]]
+                    f, c, x = np.uint32(found & np.uint32(0xFFFF)), np.uint32(found >> np.uint32(16)), states[j - left]
+                    if x >= np.uint32(f << down):
+                        place -= 1
+                        room[place] = np.uint16(x)
+                        x = np.uint32(x >> np.uint32(16))
+                    states[j - left] = np.uint32(np.uint32(x // f << b) + np.uint32(x % f) + c)
+                column = left
+    return place
+
+
+@jit(twin=rans._decode_symbols_numpy)
+def decode_symbols(
+    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int, symbols: NDArray[np.uint8]
+) -> int:
+    place, lanes, b, mask = 0, states.size, np.uint32(bits), np.uint32((1 << bits) - 1)
+    x = states.copy()
+    for i in range(symbols.shape[0]):
+        row, offset, done = symbols[i], offsets[i], 0
+        if lanes == 32:
+            place, done = decode_groups(words, place, x, slots, offset, bits, row)
+        for j in range(done, row.size):
+            lane = j % lanes
+            y = x[lane]
+            found = slots[np.uint64(offset[j]) + np.uint64(y & mask)]
+            row[j] = np.uint8(found)
+            y = np.uint32((found >> np.uint32(20)) * (y >> b) + (found >> np.uint32(8) & np.uint32(4095)))
+            if y < np.uint32(65536):
+                if place >= words.size:
+                    return -1
+                y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
+                place += 1
+            x[lane] = y
+    states[:] = x
+    return place
+
+
+@jit(twin=points._decode_points_numpy)
+def decode_points(
+    words: Words,
+    states: States,
+    slots: Slots,
+    rows: Classes,
+    columns: Classes,
+    bits: int,
+    machine: bool,
+    low_bits: LowBits,
+    escapes: NDArray[np.int32],
+    low: NDArray[np.uint8],
+    step: np.float32,
+    values: NDArray[np.float32],
+) -> int:
+    i16, i32, lanes, width = np.int16, np.int32, states.size, columns.size
+    place: Any = 0
+    b, mask = np.uint32(bits), np.uint32((1 << bits) - 1)
+    to_class = i32(bits + 1 if machine else bits)
+    x, machines = states.copy(), np.zeros(width, i16)
+    base, offsets, ks = np.empty(width, i32), np.empty(width, i32), np.empty(width, i32)
+    symbols = np.empty(width, np.uint8)
+    for j in range(width):
+        base[j] = i32(columns[j] << to_class)
+    found: Any = 0
+    lows: Any = 0
+    for i in range(rows.size):
+        a, row, even = rows[i], values[i], i32(rows[i] << to_class)
+        odd = i32(even + (i32(1) << bits))
+        for j in range(width):
+            offsets[j] = i32(base[j] + (odd if machines[j] & i16(1) else even))
+        done = 0
+        if lanes == 32:
+            place, done = decode_groups(words, place, x, slots, offsets, bits, symbols)
+        for j in range(done, width):
+            lane = j % lanes
+            y = x[lane]
+            entry = slots[np.uint64(offsets[j]) + np.uint64(y & mask)]
+            symbols[j] = np.uint8(entry)
+            y = np.uint32((entry >> np.uint32(20)) * (y >> b) + (entry >> np.uint32(8) & np.uint32(4095)))
+            if y < np.uint32(65536):
+                if place >= words.size:
+                    return -1
+                y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
+                place += 1
+            x[lane] = y
+        for left in range(0, width, 64):
+            part, k = symbols[left : left + 64], ks[left : left + 64]
+            rare = np.uint8(0)
+            for j in range(part.size):
+                k[j] = i32(part[j]) - i32(127)
+                rare |= np.uint8(part[j] == np.uint8(255))
+            if rare:
+                for j in range(part.size):
+                    if part[j] == np.uint8(255):
+                        if found >= escapes.size:
+                            return -1
+                        k[j] = escapes[found]
+                        found += 1
+        if low.size:
+            for j in range(width):
+                raw = low_bits[np.uint64(a + columns[j])]
+                some = np.int64(raw > 0)
+                if lows + some > low.size:
+                    return -1
+                fine = i32(low[np.uint64(min(lows, low.size - 1))]) & i32(-some)
+                ks[j] = i32(i32(ks[j] << raw) | fine)
+                lows += some
+        if machine:
+            for j in range(width):
+                k, s = ks[j], i32(machines[j])
+                q, n = i32(s & i32(1)), i32(k + k)
+                machines[j] = i16(i32(s >> i32(1)) ^ i32(n & i32(2)) ^ q ^ i32(q << i32(2)))
+                row[j] = np.float32(i32(n - i32(q & i32(k > 0)) + i32(q & i32(k < 0)))) * step
+        else:
+            for j in range(width):
+                row[j] = np.float32(ks[j]) * step
+    states[:] = x
+    return place if found == escapes.size and lows == low.size else -1

@@ -1,0 +1,131 @@
+"""The step of `ecq` that meets a goal: predicted from a sample, then corrected by what was written."""
+
+from __future__ import annotations
+
+from modelzip_cli.allocate import Allocation, Allocator, table_bytes
+from modelzip_cli.compare import Errors
+from modelzip_cli.compress import Outcome
+from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.errors import Unreachable
+from modelzip_cli.figures import size as size_text
+from modelzip_cli.plan import Plan
+from modelzip_cli.recipe import Goal
+
+NEAR = 0.002  # how far below a goal of size an output may stay
+AIM = 0.0006  # how far below it is aimed at
+NEAR_LOSS = 0.01  # how much less than the most may be lost: 0.04 dB
+ATTEMPTS = 8
+
+
+class Search:
+    """Finds the step that meets `goal`.
+
+    `stored`: bytes of the treated tensors. What an output was, over what had been predicted, corrects the next try.
+    """
+
+    def __init__(self, goal: Goal, source: SourceFile, allocator: Allocator) -> None:
+        self.goal, self.source, self.allocator = goal, source, allocator
+        self._beside = 0.0  # bytes of the output that no step changes
+        self._factor = 1.0  # stored or lost over what is predicted
+        self._attempts = 0
+        self._last: Allocation | None = None
+        self._best: float | None = None  # the step of the best output that met the goal, if not closely
+
+    @property
+    def counts_files(self) -> bool:
+        """Whether the goal is about the size of the output."""
+        return self.goal.kind in ("ratio", "target_size")
+
+    @property
+    def _limit(self) -> float:
+        """Bytes that the output, or its treated tensors, may have."""
+        if self.goal.kind == "ratio":
+            return self.source.size / self.goal.value
+        if self.goal.kind == "target_size":
+            return self.goal.value
+        return self.goal.value / 8 * sum(each.spec.size for each in self.allocator.sampled)
+
+    def begin(self) -> float:
+        """Any step: to learn how much of the output it does not change."""
+        return 0.15
+
+    def measure(self, plan: Plan, size: int) -> None:
+        """Learn it from the plan of that step."""
+        self._beside = size - _stored(plan)
+
+    def step(self) -> float:
+        """The step to try next. Raises Unreachable when none on offer meets the goal."""
+        if not self.allocator.sampled:
+            raise Unreachable(f"{self.source.label}: has no tensor that ecq treats, so no step changes its size")
+        if self._attempts >= ATTEMPTS and self._best is not None:
+            self._last = self.allocator.at(self._best)
+            return self._best
+        found = self._found()
+        if found is None:
+            raise Unreachable(f"{self.source.label}: {self._nearest()}")
+        self._last = found
+        return found.step
+
+    def _found(self) -> Allocation | None:
+        if self.goal.kind == "min_sqnr":
+            return self.allocator.of_loss(10 ** (-self.goal.value / 10) / self._factor * (1 - NEAR_LOSS / 4))
+        most = (self._limit - self._beside) / self._factor
+        if most <= 0:
+            return None
+        found = self.allocator.of_size(most * (1 - AIM))
+        finest = self.allocator.finest()
+        if found is finest and finest.stored < most * (1 - 0.01):
+            return None
+        return found
+
+    def accepts(self, plan: Plan, size: int, outcome: Outcome) -> bool:
+        """Whether an output meets the goal, closely enough; if not, learn from it. `plan`: with the sizes it came to."""
+        assert self._last is not None
+        self._attempts += 1
+        final = self._attempts > ATTEMPTS
+        if self.goal.kind == "min_sqnr":
+            lossy = [tensor for tensor in plan.tensors if tensor.scheme and not tensor.scheme.raw and not tensor.tie]
+            sums = [slab for tensor in lossy for slab in outcome.sums.get(tensor.spec.name, [])]
+            errors = Errors.of(sum(tensor.spec.size for tensor in lossy), sums)
+            lost = float(errors.sums[1] / errors.sums[0]) if errors.sums[0] else 0.0
+            most = 10 ** (-self.goal.value / 10)
+            met, near = lost <= most, lost >= most * (1 - NEAR_LOSS)
+            self._factor *= lost / (self._last.total_loss * self._factor) if self._last.total_loss and lost else 1.0
+        else:
+            stored = _stored(plan)
+            if self.counts_files:
+                self._beside = size - stored
+            reached = stored + self._beside
+            met, near = reached <= self._limit, reached >= self._limit * (1 - NEAR)
+            self._factor = stored / max(self._last.stored, 1)
+        if met and (self._best is None or self._last.step < self._best or self.goal.kind == "min_sqnr"):
+            self._best = self._last.step
+        return met and (near or final)
+
+    def _nearest(self) -> str:
+        """Say what can be reached."""
+        coarsest, finest = self.allocator.coarsest(), self.allocator.finest()
+        if self.goal.kind == "min_sqnr":
+            return (
+                f"--min-sqnr {self.goal.value:g} is more than the finest step keeps; the most is {finest.sqnr_db:.1f} dB, "
+                "or all with --lossless"
+            )
+        least, most = ((each.stored * self._factor + self._beside) for each in (coarsest, finest))
+        small = least > self._limit
+        reachable = least if small else most
+        if self.goal.kind == "target_size":
+            text = f"{reachable:,.0f} bytes ({size_text(reachable)})"
+        elif self.goal.kind == "ratio":
+            text = f"{self.source.size / reachable:.4g}x"
+        else:
+            weights = sum(each.spec.size for each in self.allocator.sampled)
+            text = f"{8 * reachable / weights:.3g} bits a weight"
+        asked = f"--{self.goal.kind.replace('_', '-')} {self.goal.value:g}"
+        if small:
+            return f"{asked} cannot be reached: the nearest is {text}, where a tensor falls to 3 dB"
+        return f"{asked} is more than the finest step takes; the nearest is {text}, and --lossless keeps every bit"
+
+
+def _stored(plan: Plan) -> int:
+    """Bytes of the treated tensors and their tables."""
+    return sum(tensor.bytes_after for tensor in plan.tensors if tensor.treated) + table_bytes(plan.tables)
