@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Allocation:
     signal: dict[str, float]
     weights: int = 0
 
-    @property
+    @cached_property
     def stored(self) -> int:
         """Predicted bytes of all treated tensors, tables included."""
         return sum(self.bytes.values()) + table_bytes(self.tables)
@@ -209,7 +209,8 @@ class Allocator:
         trials: list[Trial] = []
         for _ in range(2):
             prices = {trellis: Ecq(states=8 if trellis else 1).prices(tables[trellis].rates) for trellis in machines}
-            trials = list(self.executor.map(lambda each: _trial(each, step, tables, prices), self.sampled))
+            tasks = [partial(_trial, each, step, tables, prices) for each in self.sampled]
+            trials = list(self.executor.map(lambda task: task(), tasks))
             for trellis in machines:
                 counts = sum(trial.counts for trial in trials if trial.scheme.trellis == trellis)
                 tables[trellis] = Tables(_learnt(np.asarray(counts), _from_priors(trellis)))
@@ -236,7 +237,9 @@ class Allocator:
             found.signal[name] = each.total
         used = sorted(set(found.set_of.values()))
         trimmed = [self._trimmed(sets[number], found, trials, number) for number in used]
-        prices = [next(t.scheme for t, n in zip(trials, found.set_of.values(), strict=True) if n == number) for number in used]
+        prices = [
+            next(t.scheme for t, n in zip(trials, found.set_of.values(), strict=True) if n == number) for number in used
+        ]
         return replace(
             found,
             tables=tuple(trimmed),
@@ -244,7 +247,6 @@ class Allocator:
             set_of={name: used.index(number) for name, number in found.set_of.items()},
             weights=sum(each.spec.size for each in self.sampled),
         )
-
 
     def _trimmed(self, tables: Tables, found: Allocation, trials: Sequence[Trial], number: int) -> Tables:
         """The tables of the classes that weights have."""
@@ -287,7 +289,7 @@ def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: 
 def _trial(each: Sampled, step: float, tables: dict[bool, Tables], prices: dict[bool, Any]) -> Trial:
     """Encode the tiles of a tensor."""
     scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
-    rows, columns = each.spec.matrix
+    columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)
     row_class = scheme.row_classes(each.rows / columns, params)
     column_class = params["column_class"][0].astype(np.int32)

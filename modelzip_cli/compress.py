@@ -21,10 +21,11 @@ from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import narrow, rounded
 from modelzip_cli.layouts.native import CODES, Record, encode_parts, slab_count, slabs
+from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
-from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import ArraySink
+from modelzip_cli.source import Checkpoint, files_of
+from modelzip_cli.tensors import ArraySink, TensorSpec
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits
@@ -125,6 +126,7 @@ WIDEST = {"sqnr_db": -1234.1234, "cosine": -0.12345678, "max_abs_error": 1.23456
 
 def widest_records(plan: Plan) -> list[Record]:
     """Manifest entries as wide as any that `plan` can lead to: what the header's space is reserved from."""
+
     def zeros(tensor: TensorPlan) -> dict[str, tuple[int, ...]]:
         return {part.local: (0,) * slab_count(tensor.spec, tensor.scheme, part) for part in tensor.parts}
 
@@ -229,7 +231,7 @@ def keep_freed_memory() -> None:
 def _tasks(plan: Plan, source: Checkpoint) -> Iterator[Callable[[], list[Encoded]]]:
     """The work in file order, slabs of small tensors bundled."""
     bundle: list[Slab] = []
-    for slab in _slabs(plan):
+    for slab in _slabs(plan, source):
         if bundle and sum(other.units for other in bundle) + slab.units > TASK_UNITS:
             yield _Task(plan, source, tuple(bundle))
             bundle = []
@@ -238,12 +240,23 @@ def _tasks(plan: Plan, source: Checkpoint) -> Iterator[Callable[[], list[Encoded
         yield _Task(plan, source, tuple(bundle))
 
 
-def _slabs(plan: Plan) -> Iterator[Slab]:
+def _slabs(plan: Plan, source: Checkpoint) -> Iterator[Slab]:
     for tensor in plan.tensors:
         if tensor.tie:
             continue
-        for first, last in slabs(tensor.spec, tensor.scheme):
+        cuts = slabs(tensor.spec, tensor.scheme)
+        if plan.layout == "dense" and tensor.scheme is None:
+            cuts = _pieces(source, tensor.spec)
+        for first, last in cuts:
             yield Slab(tensor, first, last)
+
+
+def _pieces(source: Checkpoint, spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    """The pieces in which a tensor is read most cheaply: what was coded as a slab is decoded as one."""
+    for file in files_of(source):
+        if isinstance(file, NativeSource) and (spec.name in file.specs or spec.name in file.beside):
+            return file.pieces(spec.name)
+    return spec.unit_slabs()
 
 
 @dataclass(frozen=True)

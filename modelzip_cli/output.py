@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,10 @@ from modelzip_cli.containers.hf_directory import (
     is_hugging_face,
     is_plain_name,
 )
-from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
+from modelzip_cli.containers.safetensors_file import SafetensorsFile, SafetensorsSink, fits, header_text
 from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BrokenCheckpoint, CannotWrite, OutputExists, OutputIsSource, UsageError, inert
-from modelzip_cli.layouts.native import build_manifest, manifest_metadata
+from modelzip_cli.layouts.native import LOSSLESS, Record, build_manifest, header_record, manifest_metadata
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import Plan, outer_of
 from modelzip_cli.source import Checkpoint
@@ -119,13 +120,19 @@ class FileOutput:
 
     def __init__(self, plan: Plan, source: Checkpoint, path: Path, *, replace: bool) -> None:
         self._plan, self._source = plan, source
+        self._header = kept_header(plan, source)
         self._sink: Sink
         if plan.container == "torch":
             from modelzip_cli.containers.torch_zip import TorchSink
 
             self._sink = TorchSink(path, replace=replace)
         else:
-            self._sink = SafetensorsSink(path, replace=replace, header_bytes=header_bytes(plan, source))
+            self._sink = SafetensorsSink(
+                path,
+                replace=replace,
+                header_bytes=header_bytes(plan, source, self._header),
+                header=_original_header(plan, source),
+            )
 
     def begin(self, spec: TensorSpec) -> None:
         self._sink.begin(spec)
@@ -138,7 +145,13 @@ class FileOutput:
 
     def finish(self, outcome: Outcome) -> int:
         outer = self._plan.outer if self._plan.layout == "dense" else None
-        return self._sink.finish(output_metadata(self._plan, self._source, outcome), outer)
+        record = None
+        if self._header:
+            record, stream = self._header
+            (part,) = record.parts
+            self._sink.begin(part.spec)
+            self._sink.write(part.spec.name, 0, memoryview(stream), zlib.crc32(stream))
+        return self._sink.finish(output_metadata(self._plan, self._source, outcome, record), outer)
 
     @property
     def pending(self) -> Path:
@@ -251,7 +264,26 @@ def shard_name(shard: Checkpoint, layout: str) -> str:
     return name
 
 
-def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> dict[str, str]:
+def kept_header(plan: Plan, source: Checkpoint) -> tuple[Record, bytes] | None:
+    """The header of a safetensors source, where all of it is kept bit by bit, so that the file comes back whole."""
+    if plan.layout != "native" or plan.recipe.scheme != LOSSLESS or not isinstance(source, SafetensorsFile):
+        return None
+    return header_record(source.header, {part.spec.name for tensor in plan.tensors for part in tensor.parts})
+
+
+def _original_header(plan: Plan, source: Checkpoint) -> bytes | None:
+    """The header to write again: that of the source's own source, where nothing but that is restored."""
+    changed = any(tensor.scheme or tensor.tie for tensor in plan.tensors)
+    if plan.command != "restore" or changed or not isinstance(source, NativeSource) or source.header is None:
+        return None
+    if not fits(source.header, source.specs):
+        raise BrokenCheckpoint(f"{source.label}: the header that it keeps is not that of its tensors")
+    return source.header
+
+
+def output_metadata(
+    plan: Plan, source: Checkpoint, outcome: Outcome | None, header: Record | None = None
+) -> dict[str, str]:
     """The text pairs of the output: those of the source and, in the native layout, the manifest.
 
     Without `outcome`, texts as long as any that the run can end in.
@@ -266,6 +298,7 @@ def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> 
             "container": source.container,
             "bytes": source.file.size,
             "sha256": source.sha256,
+            **({"header": header.to_json()} if header else {}),
         },
         outer=plan.outer,
         metadata=plan.metadata,
@@ -276,7 +309,7 @@ def output_metadata(plan: Plan, source: Checkpoint, outcome: Outcome | None) -> 
     return {**plan.metadata, **manifest_metadata(manifest)}
 
 
-def header_bytes(plan: Plan, source: Checkpoint) -> int:
+def header_bytes(plan: Plan, source: Checkpoint, header: tuple[Record, bytes] | None) -> int:
     """Space for the header of a safetensors output: enough for any figures."""
     specs = [
         part.sized(tensor.spec.bytes + SLACK).spec if part.coded else part.spec
@@ -284,7 +317,9 @@ def header_bytes(plan: Plan, source: Checkpoint) -> int:
         if not tensor.tie
         for part in tensor.parts
     ]
-    return len(header_text(specs, output_metadata(plan, source, None)).encode())
+    record = header[0] if header else None
+    specs += [part.spec for part in record.parts] if record else []
+    return len(header_text(specs, output_metadata(plan, source, None, record)).encode())
 
 
 def planned_size(plan: Plan, source: Checkpoint, container: str) -> int:
@@ -297,5 +332,7 @@ def planned_size(plan: Plan, source: Checkpoint, container: str) -> int:
 
 def _planned_file(plan: Plan, source: Checkpoint) -> int:
     if plan.container == "safetensors":
-        return 8 + SafetensorsSink.reserved(header_bytes(plan, source)) + plan.stored_bytes
+        header = kept_header(plan, source)
+        size = 8 + SafetensorsSink.reserved(header_bytes(plan, source, header)) + plan.stored_bytes
+        return size + (len(header[1]) if header else 0)
     return plan.stored_bytes + len(output_metadata(plan, source, None)) + 256 * len(plan.tensors)

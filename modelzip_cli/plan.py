@@ -76,7 +76,6 @@ class Plan:
     warnings: tuple[str, ...] = ()
     tables: tuple[Tables, ...] = ()
     prices: tuple[Any, ...] = ()  # of each set of tables, for the encoder
-    keeps_header: bool = False  # the header of a safetensors source is stored, so that the file comes back byte for byte
 
     @property
     def layout(self) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.coders.lossless import pack
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit
 from modelzip_cli.kernels.sums import error_sums
 from modelzip_cli.kernels.widen import rounded
 from modelzip_cli.output import file_container, planned_size
-from modelzip_cli.plan import outline, read_block
+from modelzip_cli.plan import Plan, TensorPlan, outline, read_block
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import finite
 from modelzip_cli.schemes.base import Scheme
@@ -96,6 +97,28 @@ def predict(
         recipe = Recipe(scheme=name, allow_nonfinite=is_damaged, key=key)
         predictions.append(_prediction(source, recipe, name, fitting, surveyed, noise))
     return predictions
+
+
+def lossless_bytes(source: Checkpoint, spec: TensorSpec) -> int:
+    """About the bytes that a tensor takes losslessly: its middle slab is packed, the others are taken to be like it."""
+    slabs = list(spec.unit_slabs())
+    if not slabs:
+        return 0
+    first, last = slabs[len(slabs) // 2]
+    packed = len(pack(source.read(spec.name, first, last), spec.dtype, spec.matrix[1]))
+    return packed * spec.units // (last - first)
+
+
+def with_lossless_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
+    """The plan with the sizes of tensors that are stored losslessly, where they are known."""
+    return replace(plan, tensors=tuple(_sized(tensor, sizes) for tensor in plan.tensors))
+
+
+def _sized(tensor: TensorPlan, sizes: Mapping[str, int]) -> TensorPlan:
+    if tensor.scheme is None or not tensor.scheme.raw or tensor.spec.name not in sizes:
+        return tensor
+    parts = (part.sized(sizes[tensor.spec.name]) if part.coded else part for part in tensor.parts)
+    return replace(tensor, parts=tuple(parts))
 
 
 def _that_fits(scheme: Scheme | None, noise: Mapping[Scheme, float | None]) -> Scheme | None:

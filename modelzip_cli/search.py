@@ -5,11 +5,12 @@ from __future__ import annotations
 from modelzip_cli.allocate import Allocation, Allocator, table_bytes
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome
-from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.errors import Unreachable
 from modelzip_cli.figures import size as size_text
 from modelzip_cli.plan import Plan
 from modelzip_cli.recipe import Goal
+from modelzip_cli.schemes.ecq import LEAST_STEP
+from modelzip_cli.source import Checkpoint
 
 NEAR = 0.002  # how far below a goal of size an output may stay
 AIM = 0.0006  # how far below it is aimed at
@@ -23,7 +24,7 @@ class Search:
     `stored`: bytes of the treated tensors. What an output was, over what had been predicted, corrects the next try.
     """
 
-    def __init__(self, goal: Goal, source: SourceFile, allocator: Allocator) -> None:
+    def __init__(self, goal: Goal, source: Checkpoint, allocator: Allocator) -> None:
         self.goal, self.source, self.allocator = goal, source, allocator
         self._beside = 0.0  # bytes of the output that no step changes
         self._factor = 1.0  # stored or lost over what is predicted
@@ -40,7 +41,7 @@ class Search:
     def _limit(self) -> float:
         """Bytes that the output, or its treated tensors, may have."""
         if self.goal.kind == "ratio":
-            return self.source.size / self.goal.value
+            return self.source.file.size / self.goal.value
         if self.goal.kind == "target_size":
             return self.goal.value
         return self.goal.value / 8 * sum(each.spec.size for each in self.allocator.sampled)
@@ -56,13 +57,13 @@ class Search:
     def step(self) -> float:
         """The step to try next. Raises Unreachable when none on offer meets the goal."""
         if not self.allocator.sampled:
-            raise Unreachable(f"{self.source.label}: has no tensor that ecq treats, so no step changes its size")
+            raise Unreachable(f"{self.source.file.label}: has no tensor that ecq treats, so no step changes its size")
         if self._attempts >= ATTEMPTS and self._best is not None:
             self._last = self.allocator.at(self._best)
             return self._best
         found = self._found()
         if found is None:
-            raise Unreachable(f"{self.source.label}: {self._nearest()}")
+            raise Unreachable(f"{self.source.file.label}: {self._nearest()}")
         self._last = found
         return found.step
 
@@ -73,10 +74,8 @@ class Search:
         if most <= 0:
             return None
         found = self.allocator.of_size(most * (1 - AIM))
-        finest = self.allocator.finest()
-        if found is finest and finest.stored < most * (1 - 0.01):
-            return None
-        return found
+        short = found is not None and found.step == LEAST_STEP and found.stored < most * (1 - NEAR)
+        return None if short else found
 
     def accepts(self, plan: Plan, size: int, outcome: Outcome) -> bool:
         """Whether an output meets the goal, closely enough; if not, learn from it. `plan`: with the sizes it came to."""
@@ -116,7 +115,7 @@ class Search:
         if self.goal.kind == "target_size":
             text = f"{reachable:,.0f} bytes ({size_text(reachable)})"
         elif self.goal.kind == "ratio":
-            text = f"{self.source.size / reachable:.4g}x"
+            text = f"{self.source.file.size / reachable:.4g}x"
         else:
             weights = sum(each.spec.size for each in self.allocator.sampled)
             text = f"{8 * reachable / weights:.3g} bits a weight"

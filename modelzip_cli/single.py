@@ -22,8 +22,8 @@ from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore, sampled
 from modelzip_cli.recipe import Goal, Recipe
-from modelzip_cli.search import Search
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
+from modelzip_cli.search import Search
 from modelzip_cli.source import Checkpoint, open_source
 
 METRICS = ("sqnr", "sqnr-min", "cosine")
@@ -159,7 +159,7 @@ def _meet(
             source, recipe, command=command, container=container, executor=executor, allocator=allocator, step=step
         )
 
-    search = Search(goal, source.file, allocator)
+    search = Search(goal, source, allocator)
     if search.counts_files:
         plan = planned(search.begin())
         search.measure(plan, planned_size(plan, source, target.container))

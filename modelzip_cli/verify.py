@@ -50,7 +50,7 @@ def verify_file(path: Path, *, against: Path | None, jobs: int, executor: Execut
             raise UsageError(f"{source.file.label}: not compressed by modelzip, so there is no recipe to replay")
         found = [item for file in native for item in file.verify()]
         bad = [(name, problem) for name, _, problems in found for problem in problems]
-        checked = len(found)
+        checked = sum(len(file.records) for file in native)
         for file in files_of(source):
             if not isinstance(file, NativeSource):
                 checked += _read_all(file, executor)

@@ -1,4 +1,4 @@
-"""Read a native modelzip file: every checksum, every scheme. Written from docs/format.md alone; needs only numpy.
+"""Read a native modelzip file: every checksum, scheme and coder. Written from docs/format.md alone; needs only numpy.
 
 `python docs/format/decode.py FILE` lists the tensors of a file. Numbers in brackets are sections of the page.
 """
@@ -10,6 +10,8 @@ import json
 import re
 import sys
 import zlib
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ DTYPES = {
     **{f"{kind}{bits}": (bits, f"<{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
     **{"c32": (32, "<u4"), "c64": (64, "<c8"), "c128": (128, "<c16")},
 }
-KINDS = "int|fixed|binary|ternary|codebook|nf4|fp8|fp16|bf16|fp32"
-SCHEME = re.compile(rf"({KINDS})(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-m2|-n-?\d+)*)")
+KINDS = "int|fixed|binary|ternary|codebook|nf4|fp8|fp16|bf16|fp32|ecq|lossless"
+SCHEME = re.compile(rf"({KINDS})(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-m2|-n-?\d+|-s[\d.]+|-t1)*)")
 # [5] What a code of nf4 and one of fp8 stands for; two of the latter are NaN
 NF4 = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
     -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725 0.24611230194568634 0.33791524171829224

@@ -14,9 +14,9 @@ import typer
 from typer.exceptions import TyperException
 
 from modelzip_cli import __version__
+from modelzip_cli.cli.compress import compress
 from modelzip_cli.cli.diff import diff
 from modelzip_cli.cli.inspect import inspect
-from modelzip_cli.cli.compress import compress
 from modelzip_cli.cli.quantize import quantize
 from modelzip_cli.cli.restore import restore
 from modelzip_cli.cli.schemes import schemes

@@ -84,11 +84,9 @@ def compress(
     Without a goal: print the front of size against error and a recommendation, and write nothing.
     """
     from modelzip_cli.batch.names import output_name
-    from modelzip_cli.cli.front import show_fronts
     from modelzip_cli.cli.many import Shown, run_many, select
     from modelzip_cli.cli.recipes import one_goal, read_recipe_file, save_recipe_file
     from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_ratio, parse_report_files, parse_size
-    from modelzip_cli.front import FRONT
     from modelzip_cli.recipe import Recipe, parse_rule
     from modelzip_cli.single import METRICS, Limits, Settings, compress_file
 
@@ -117,8 +115,12 @@ def compress(
     if recipe:
         asked = read_recipe_file(recipe)
         asked = replace(asked, goal=goal or asked.goal)
+    elif asks_front:
+        from modelzip_cli.front import ANY_GOAL
+
+        asked = Recipe(scheme="ecq", goal=ANY_GOAL)
     else:
-        asked = Recipe(scheme="lossless") if lossless else Recipe(scheme="ecq", goal=goal or FRONT)
+        asked = Recipe(scheme="lossless") if lossless else Recipe(scheme="ecq", goal=goal)
     asked = replace(
         asked,
         only=(*asked.only, *(only or ())),
@@ -129,8 +131,13 @@ def compress(
         allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
     )
     if asks_front:
-        if output or output_dir or save_recipe:
-            raise UsageError("nothing is written without a goal: --ratio, --target-size, --bpw, --min-sqnr, --lossless")
+        if output or output_dir or save_recipe or recursive or fail_under or max_size:
+            raise UsageError(
+                "without a goal nothing is written: give --ratio, --target-size, --bpw, --min-sqnr or --lossless, or "
+                "leave the options about outputs and batches away"
+            )
+        from modelzip_cli.cli.front import show_fronts
+
         show_fronts(paths, filelist, asked, settings, form, files, quiet=quiet)
         return
     selection = select(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+
 from modelzip_cli.cli.options import (
     AllowNonfinite,
     Bits,

@@ -1,7 +1,7 @@
 """Lossless: the raw units of a slab as byte planes, each entropy coded where that pays.
 
-**A stream** begins with a byte: 0, and the units follow as they are, little-endian; or 1, and planes follow. All
-numbers are in 7 bits a byte as in `coders.tables`, tables are written as there.
+**A stream** begins with a byte: 0, and the units follow as they are, little-endian; or 1, and planes follow. What is
+called a number below takes 7 bits a byte, the lowest first, the top bit set on all bytes but its last.
 
 **Planes.** A unit is turned into a word, and the bytes of all words, highest first, are the planes. Words are, from
 their highest bit:
@@ -30,6 +30,9 @@ other words whose first byte is 0, else the first byte; the planes after it leav
    64 <= columns <= m and columns divides m. Byte (i, j) is coded with table
    `min(max((row class i + column class j >> shift) - low, 0), t - 1)`.
 
+**A table** is three things: the first symbol used, a number; how many follow up to the last one used, a number; and the
+frequencies of these, numbers that add up to 2^11, none of them 2^11.
+
 Classes of the first plane are mean exponents, in quarters of an octave; those of the others say how often a byte is 0
 in a row. Nothing but the encoder depends on that.
 """
@@ -44,7 +47,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip_cli.coders.tables import BITS, RATES, TOTAL, Damaged, Tables, read_number, write_number
+from modelzip_cli.coders.tables import BITS, RATES, TOTAL, Damaged, read_number, write_number
 from modelzip_cli.kernels import planes as kernels
 from modelzip_cli.kernels import rans
 
@@ -194,8 +197,8 @@ def _pack_planes(planes: Bytes, columns: int, octave: int) -> list[Parts]:
         symbols = np.where((symbols == 0) & (planes != 0).any(axis=0), np.uint8(other), symbols)
         rest = [kernels.without_zeros(symbols, plane) for plane in rest]
     scales = _scale_classes(symbols, columns, octave) if octave else None
-    parts = [[bytes([other])], _pack_plane(symbols, columns, scales, is_first=True)]
-    return parts + [_pack_plane(plane, columns, _zero_classes(plane, columns)) for plane in rest]
+    parts = [[bytes([other])], _pack_plane(symbols, columns, scales)]
+    return parts + [_pack_mantissas(plane, columns) for plane in rest]
 
 
 def _symbol_for_others(planes: Bytes) -> int:
@@ -207,17 +210,24 @@ def _symbol_for_others(planes: Bytes) -> int:
     return int(free[-1]) + 1 if len(free) else 0
 
 
-def _pack_plane(plane: Bytes, columns: int, classes: Classes | None, *, is_first: bool = False) -> Parts:
+def _pack_mantissas(plane: Bytes, columns: int) -> Parts:
+    """Code a plane after the first, if a sample of it says that this may pay."""
+    if not _may_pay(plane):
+        return [bytes([PLAIN]), plane]
+    return _pack_plane(plane, columns, _zero_classes(plane, columns))
+
+
+def _pack_plane(plane: Bytes, columns: int, classes: Classes | None) -> Parts:
     """Code `plane` in the way that takes least."""
-    if len(plane) and plane[0] == plane[-1] and (plane == plane[0]).all():
+    if len(plane) and plane[0] == plane[-1] and plane.min() == plane.max():
         return [bytes([CONSTANT, plane[0]])]
     best: Parts = [bytes([PLAIN]), plane]
-    if not len(plane) or (classes is None and not is_first and not _may_pay(plane)):
+    if not len(plane):
         return best
     size = len(plane) - len(plane) // WORTH
     if classes is None:
         way = _one_table(plane, kernels.count(plane))
-        return way.parts(_filled(plane, flat_width(len(plane))).astype(np.uint16)) if way.size < size else best
+        return way.parts(_flat_index(plane)) if way.size < size else best
     table = _filled(plane, matrix_width(len(plane), columns))
     contexts = int(classes[0].max()) + int(classes[1].max()) + 1
     index = SCRATCH.take("index", table.shape, np.uint16)
@@ -225,8 +235,8 @@ def _pack_plane(plane: Bytes, columns: int, classes: Classes | None, *, is_first
     way = min(_ways(plane, counts, classes), key=lambda way: way.size)
     if way.size >= size:
         return best
-    if len(way.tables.frequencies) == 1:
-        index = _filled(plane, flat_width(len(plane))).astype(np.uint16)
+    if len(way.frequencies) == 1:
+        index = _flat_index(plane)
     return way.parts(index)
 
 
@@ -235,31 +245,32 @@ class _Way:
     """A way to code a plane: what comes before the stream, which table codes a context, and about how many bytes."""
 
     head: Parts
-    tables: Tables
+    frequencies: Counts
     table_of: NDArray[np.int64]
     size: int
 
     def parts(self, index: NDArray[np.uint16]) -> Parts:
         """The plane whose contexts and bytes are `index`."""
-        intervals = self.tables.intervals.reshape(-1, rans.SYMBOLS)[self.table_of].reshape(-1)
+        starts = np.cumsum(self.frequencies, axis=1) - self.frequencies
+        intervals = (starts << 16 | self.frequencies).astype(np.uint32)[self.table_of].reshape(-1)
         states, words = rans.encode(index, intervals, BITS)
         number = bytearray()
         write_number(number, len(words))
-        states = states.astype("<u4", copy=False)
-        return [*self.head, number, states.view(np.uint8), words.astype("<u2", copy=False).view(np.uint8)]
+        return [*self.head, number, states.view(np.uint8), words.view(np.uint8)]
 
 
 def _one_table(plane: Bytes, counts: Counts) -> _Way:
     frequencies, bits = kernels.normalised(counts[None], RATES)
     written = kernels.write_tables(frequencies)
     beside = len(written) + 4 + 4 * min(flat_width(len(plane)), rans.LANES)
-    return _Way([bytes([CODED]), written], Tables(frequencies), np.zeros(1, np.int64), bits // 8 + beside)
+    return _Way([bytes([CODED]), written], frequencies, np.zeros(1, np.int64), bits // 8 + beside)
 
 
 def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
     """With one table for all, and with tables for one, two and four sums of classes each."""
     yield _one_table(plane, counts.sum(axis=0))
-    vectors = [part for each in classes for part in _pack_plane(each, 0, None, is_first=True)]
+    vectors = [part for each in classes for part in _pack_plane(each, 0, None)]
+    last = plane.size
     for shift in range(3):
         low, groups = kernels.grouped(counts, shift, FEW)
         if len(groups) == 1:
@@ -269,13 +280,24 @@ def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
         table_of = np.clip((np.arange(len(counts)) >> shift) - low, 0, len(groups) - 1)
         beside = sum(map(len, vectors)) + len(written) + 7 + 4 * min(len(classes[1]), rans.LANES)
         head = [bytes([CLASSED, len(groups), low, shift]), *vectors, written]
-        yield _Way(head, Tables(frequencies), table_of, bits // 8 + beside)
+        yield _Way(head, frequencies, table_of, bits // 8 + beside)
+        if bits // 8 + beside > last:
+            return
+        last = bits // 8 + beside
 
 
 def _filled(plane: Bytes, width: int) -> Bytes:
     """`plane` as rows of `width`, the last one filled up."""
     missing = -len(plane) % width
     return (np.concatenate([plane, np.full(missing, plane[-1])]) if missing else plane).reshape(-1, width)
+
+
+def _flat_index(plane: Bytes) -> NDArray[np.uint16]:
+    """`plane` as rows for one table."""
+    table = _filled(plane, flat_width(len(plane)))
+    index = SCRATCH.take("flat index", table.shape, np.uint16)
+    index[:] = table
+    return index
 
 
 def _may_pay(plane: Bytes) -> bool:
@@ -343,18 +365,19 @@ class _Reader:
     def planes(self, n: int, columns: int, count: int) -> list[Bytes]:
         """Read all planes, each uint8 [n]."""
         other = self.byte()
-        symbols = self.plane(n, columns)
+        planes = [self.plane(n, columns, use="plane 0")]
+        kept = int(np.count_nonzero(planes[0])) if other else n
+        planes += [self.plane(kept, columns, use=f"plane {place}") for place in range(1, count)]
         if other:
-            kept = int(np.count_nonzero(symbols))
-            rest = [kernels.with_zeros(symbols, self.plane(kept, columns)) for _ in range(count - 1)]
-            planes = [np.where(symbols == other, np.uint8(0), symbols), *rest]
-        else:
-            planes = [symbols, *(self.plane(n, columns) for _ in range(count - 1))]
+            symbols, *rest = planes
+            planes = [np.where(symbols == other, np.uint8(0), symbols)]
+            planes += [kernels.with_zeros(symbols, plane) for plane in rest]
         if self.place != len(self.stream):
             raise Damaged("it goes on where it should end")
         return planes
 
-    def plane(self, size: int, columns: int, *, may_have_classes: bool = True) -> Bytes:
+    def plane(self, size: int, columns: int, use: str = "") -> Bytes:
+        """Read a plane, uint8 [size], into the scratch memory for `use`; without one, it may have no classes."""
         kind = self.byte()
         if kind == PLAIN:
             return self.take(size)
@@ -363,48 +386,62 @@ class _Reader:
         if kind == CONSTANT:
             return np.full(size, self.byte(), np.uint8)
         if kind == CODED:
-            return self._coded(size, flat_width(size), 1, None)
-        if kind != CLASSED or not may_have_classes:
+            return self._coded(size, flat_width(size), 1, use, None)
+        if kind != CLASSED or not use:
             raise Damaged("a plane is of an unknown kind")
         tables, low, shift = (int(number) for number in self.take(3))
-        width = matrix_width(size, columns)
-        rows = self.plane(-(-size // width), 0, may_have_classes=False)
-        across = self.plane(width, 0, may_have_classes=False)
         if not 0 < tables <= MOST_TABLES or shift > MOST_SHIFT:
             raise Damaged("it has too many tables")
-        return self._coded(size, width, tables, (rows, across, shift, low))
+        width = matrix_width(size, columns)
+        row_class, column_class = self.plane(-(-size // width), 0), self.plane(width, 0)
+        return self._coded(size, width, tables, use, (row_class, column_class, shift, low))
 
-    def _coded(self, size: int, width: int, tables: int, classes: Any) -> Bytes:
+    def _coded(
+        self, size: int, width: int, tables: int, use: str, classes: tuple[Bytes, Bytes, int, int] | None
+    ) -> Bytes:
+        """Read tables and a stream: rows of `width`, and what they hold."""
         frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
         self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
         if self.place < 0:
             raise Damaged("the frequencies of a table do not add up")
-        head = self.stream[self.place : self.place + 5].tobytes()
-        count, used = read_number(head, 0)
+        count, used = read_number(self.stream[self.place : self.place + 5].tobytes(), 0)
         self.place += used
-        states = self.take(4 * min(width, rans.LANES)).copy().view("<u4").astype(np.uint32, copy=False)
-        words = self.take(2 * count).copy().view("<u2").astype(np.uint16, copy=False)
+        states = self.take(4 * min(width, rans.LANES)).copy().view(np.uint32)
+        stored = self.take(2 * count)
+        words = SCRATCH.take("words", (1, count), np.uint16).reshape(-1)  # a copy: they may begin at an odd address
+        words.view(np.uint8)[:] = stored
         if (states < rans.LOWEST).any():
             raise Damaged("a state of the coder is out of range")
         slots = kernels.slots(frequencies)
         rows = -(-size // width)
+        found = SCRATCH.take(use, (rows, width), np.uint8) if use else np.empty((rows, width), np.uint8)
         step = min(max(1, BAND // width), rows)
-        found: Bytes = np.empty((rows, width), np.uint8)
+        kinds, lines = _offsets(tables, rows, width, classes)
         offsets = SCRATCH.take("offsets", (step, width), np.int32)
-        offsets[:] = 0
         place = 0
         for first in range(0, rows, step):
             band = found[first : first + step]
-            if classes:
-                row_class, *others = classes
-                kernels.places(row_class[first : first + step], *others, tables, offsets)
-            band[:], taken = rans.decode_symbols(words[place:], states, slots, offsets[: len(band)], BITS)
-            if taken < 0:
+            lines.take(kinds[first : first + step], axis=0, out=offsets[: len(band)], mode="clip")
+            band[:], number = rans.decode_symbols(words[place:], states, slots, offsets[: len(band)], BITS)
+            if number < 0:
                 raise Damaged("it ends too soon")
-            place += taken
+            place += number
         if place != count or (states != rans.LOWEST).any():
             raise Damaged("the coder does not end where it began")
         plane = found.reshape(-1)
         if (plane[size:] != plane[size - 1]).any():
             raise Damaged("it goes on where it should end")
         return plane[:size]
+
+
+def _offsets(
+    tables: int, rows: int, width: int, classes: tuple[Bytes, Bytes, int, int] | None
+) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+    """Where the tables of the bytes begin: the rows that differ, int32 [kinds, width], and which of them a row is."""
+    if classes is None:
+        return np.zeros(rows, np.intp), np.zeros((1, width), np.int32)
+    row_class, column_class, shift, low = classes
+    present = np.flatnonzero(np.bincount(row_class))
+    lines = SCRATCH.take("lines", (len(present), width), np.int32)
+    kernels.places(present, column_class, shift, low, tables, lines)
+    return np.searchsorted(present, row_class), lines

@@ -59,9 +59,7 @@ class Rans(Coder):
         raw = _raw_of(rows, columns, contexts) if low.size else None
         return np.concatenate([front, _pack_escapes(escapes), _pack_low(low, raw), *_stream(index, tables)])
 
-    def unpack_points(
-        self, packed: Bytes, contexts: Contexts, tables: Tables, step: np.float32
-    ) -> NDArray[np.float32]:
+    def unpack_points(self, packed: Bytes, contexts: Contexts, tables: Tables, step: np.float32) -> NDArray[np.float32]:
         """Points times `step`, float32 [rows, columns]; of `contexts`, the classes of the rows are in the stream."""
         count = len(contexts.row_class)
         classes, rest = unpack_vector(packed, count)

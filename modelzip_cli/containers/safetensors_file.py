@@ -59,6 +59,11 @@ class SafetensorsFile:
         self._check_cover()
 
     @property
+    def header(self) -> bytes:
+        """The header as it stands in the file."""
+        return self.file.read(8, self._data - 8)
+
+    @property
     def beside(self) -> dict[str, TensorSpec]:
         """Tensors that are not weights: none in this container."""
         return {}
@@ -133,6 +138,28 @@ class SafetensorsFile:
             )
 
 
+def places_of(header: bytes) -> dict[str, int]:
+    """Where the arrays of a header begin in the data."""
+    return {name: entry["data_offsets"][0] for name, entry in parse(header).items() if name != METADATA}
+
+
+def fits(header: bytes, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether a header describes exactly these arrays, one after the other."""
+    try:
+        entries = parse(header)
+        entries.pop(METADATA, None)
+        position = 0
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            spec = specs[name]
+            end = position + spec.bytes
+            if entry != {"dtype": spec.dtype.id.upper(), "shape": [*spec.shape], "data_offsets": [position, end]}:
+                return False
+            position = end
+        return set(entries) == set(specs)
+    except (NotStrict, AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
@@ -153,8 +180,10 @@ class SafetensorsSink:
 
     container = "safetensors"
 
-    def __init__(self, path: Path, *, replace: bool, header_bytes: int) -> None:
-        self._header_bytes = self.reserved(header_bytes)
+    def __init__(self, path: Path, *, replace: bool, header_bytes: int, header: bytes | None = None) -> None:
+        """`header`: the one to write, byte for byte, in which every array that comes has its place."""
+        self._verbatim = header
+        self._header_bytes = self.reserved(header_bytes) if header is None else len(header)
         if self._header_bytes > MOST_HEADER:
             raise UnsupportedCheckpoint(
                 f"{inert(str(path))}: names and values beside the weights need {header_bytes:,} bytes of header, more "
@@ -164,6 +193,7 @@ class SafetensorsSink:
         self._specs: list[TensorSpec] = []
         self._offsets: dict[str, int] = {}
         self._position = 8 + self._header_bytes
+        self._given = {} if header is None else places_of(header)
 
     @staticmethod
     def reserved(header_bytes: int) -> int:
@@ -173,6 +203,8 @@ class SafetensorsSink:
     def begin(self, spec: TensorSpec) -> None:
         self._specs.append(spec)
         self._offsets[spec.name] = self._position
+        if self._verbatim is not None:
+            self._offsets[spec.name] = 8 + self._header_bytes + self._given[spec.name]
         self._position += spec.bytes
 
     def write(self, name: str, offset: int, data: memoryview, crc: int) -> None:
@@ -186,7 +218,7 @@ class SafetensorsSink:
         self._specs[place] = replace(self._specs[place], shape=(size,))
 
     def finish(self, metadata: Mapping[str, str], outer: Outer | None) -> int:
-        text = header_text(self._specs, metadata).encode()
+        text = self._verbatim or header_text(self._specs, metadata).encode()
         assert len(text) <= self._header_bytes, "the header outgrew the space reserved for it"
         self.output.write(0, self._header_bytes.to_bytes(8, "little") + text.ljust(self._header_bytes))
         return self.output.sync()

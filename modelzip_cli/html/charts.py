@@ -206,7 +206,7 @@ def scatter(rows: Sequence[TensorRow]) -> str:
         return ""
     width, height = CHART
     left, right, top, bottom = 48, width - 14, 30, height - 56
-    step, low, high = _scale([y for _, y, _ in points])
+    step, low, high = scale_of([y for _, y, _ in points])
     first, last = min(x for x, _, _ in points) - 0.25, max(x for x, _, _ in points) + 0.25
 
     def across(x: float) -> float:
@@ -255,7 +255,7 @@ def scatter(rows: Sequence[TensorRow]) -> str:
     )
 
 
-def _scale(values: Sequence[float]) -> tuple[float, float, float]:
+def scale_of(values: Sequence[float]) -> tuple[float, float, float]:
     """A step of 1, 2 or 5 times a power of ten, and the multiples of it around `values`: at most six steps."""
     low, high = min(values), max(values)
     span = max(high - low, 0.5)

@@ -69,6 +69,22 @@ def code_block(label: str, text: str) -> str:
     )
 
 
+def tile_list(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """Figures in boxes: title, value and a note each, HTML already."""
+    lines = [f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>\n" for title, value, note in tiles]
+    return f'<dl class="tiles">\n{"".join(lines)}</dl>\n'
+
+
+def words(command_line: str) -> str:
+    """A command line that breaks between its words, not at their hyphens."""
+    return " ".join(f"<span>{safe(word)}</span>" for word in command_line.split(" "))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path."""
+    return path.rstrip("/").rpartition("/")[2] or path
+
+
 def sortable_head(columns: Sequence[tuple[str, str]]) -> str:
     """The head of a table that the script sorts; `columns`: title and kind of the figures."""
     return "".join(

@@ -6,12 +6,23 @@ The page may load nothing: its Content-Security-Policy allows one style and one 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 
 from modelzip_cli.figures import count, decibel, duration, size
 from modelzip_cli.html.charts import bars, scatter, size_bars, treemaps
-from modelzip_cli.html.markup import code_block, plural, safe, safe_name, section, sortable_head, times
+from modelzip_cli.html.markup import (
+    code_block,
+    file_name,
+    plural,
+    safe,
+    safe_name,
+    section,
+    sortable_head,
+    tile_list,
+    times,
+    words,
+)
 from modelzip_cli.html.script import SCRIPT
 from modelzip_cli.html.style import STYLE
 from modelzip_cli.html.tables import full_table, gates_and_warnings, left_alone, worst_tensors
@@ -49,11 +60,16 @@ def html_page(
     """
     if len(reports) == 1 and not failed and not skipped:
         report = reports[0]
-        title = f"{_file_name(report.source.path)}: modelzip {report.command}"
+        title = f"{file_name(report.source.path)}: modelzip {report.command}"
         body = _headline(report, 1) + _blocks(report, 2, command_line, environment)
     else:
         title = f"modelzip: {len(reports) + len(failed) + len(skipped)} files"
         body = _batch(reports, command_line, failed, skipped, environment)
+    return document(title, body)
+
+
+def document(title: str, body: str) -> str:
+    """A page of its own around `body`."""
     policy = (
         f"default-src 'none'; style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'; base-uri 'none'; "
         "form-action 'none'"
@@ -114,20 +130,15 @@ def _headline(report: Report, level: int) -> str:
     return (
         "<header>\n"
         f'<p class="kicker">modelzip {safe(report.command)}</p>\n'
-        f"<h{level}>{safe_name(_file_name(report.source.path))}</h{level}>\n"
+        f"<h{level}>{safe_name(file_name(report.source.path))}</h{level}>\n"
         f'<p class="paths">{paths}</p>\n'
         + (f'<p class="badges">{" ".join(badges)}</p>\n' if badges else "")
         + size_bars(report.source.bytes, after, "Planned" if report.output is None else "After")
-        + _tiles(tiles)
+        + tile_list(tiles)
         + "".join(f'<p class="note">{note}</p>\n' for note in notes)
         + (f'<p class="timing">{"; ".join(took)}</p>\n' if took else "")
         + "</header>\n"
     )
-
-
-def _tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
-    lines = [f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>\n" for title, value, note in tiles]
-    return f'<dl class="tiles">\n{"".join(lines)}</dl>\n'
 
 
 def _blocks(report: Report, level: int, command_line: str | None, environment: Sequence[tuple[str, str]]) -> str:
@@ -141,7 +152,7 @@ def _blocks(report: Report, level: int, command_line: str | None, environment: S
     )
     worst = section(level, "Worst tensors", worst_tensors(errors))
     recipe = code_block("recipe, TOML", _toml(report))
-    command = code_block("command line", _words(command_line)) if command_line else ""
+    command = code_block("command line", words(command_line)) if command_line else ""
     judged = "Gates and warnings" if report.gates else "Warnings"
     return (
         section(level, "Where the bytes are", treemaps(report))
@@ -153,11 +164,6 @@ def _blocks(report: Report, level: int, command_line: str | None, environment: S
         + section(level, "All tensors", full_table(report.tensors))
         + section(level, "Versions", _versions(report, environment))
     )
-
-
-def _words(command_line: str) -> str:
-    """A command line that breaks between its words, not at their hyphens."""
-    return " ".join(f"<span>{safe(word)}</span>" for word in command_line.split(" "))
 
 
 def _toml(report: Report) -> str:
@@ -177,10 +183,6 @@ def _versions(report: Report, environment: Sequence[tuple[str, str]]) -> str:
         pairs.append(("output", ", ".join(filter(None, (output.container, layout_name, f"{output.bytes:,} bytes")))))
     lines = [f"<div><dt>{safe(key)}</dt><dd>{safe(value)}</dd></div>\n" for key, value in [*pairs, *environment]]
     return f'<dl class="pairs">\n{"".join(lines)}</dl>\n'
-
-
-def _file_name(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or path
 
 
 def _target(report: Report) -> tuple[str, int]:
@@ -242,11 +244,11 @@ def _batch(
         f"<h1>{plural(files, 'file')}</h1>\n"
         + (f'<p class="badges"><span class="badge bad">{len(failed)} failed</span></p>\n' if failed else "")
         + (size_bars(before, after, "After") if reports else "")
-        + _tiles(tiles)
+        + tile_list(tiles)
         + (f'<p class="note">{NOT_ACCURACY}</p>\n' if lowest is not None else "")
         + "</header>\n"
         + section(2, "Files", table if rows else '<p class="note">No file was found.</p>\n')
-        + section(2, "Command", code_block("command line", _words(command_line)))
+        + section(2, "Command", code_block("command line", words(command_line)))
         + section(2, "Reports", "".join(parts))
     )
 

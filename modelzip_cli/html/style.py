@@ -57,7 +57,7 @@ figure { margin: 0; } figcaption { margin-bottom: 8px; color: var(--quiet); } fi
 .legend li { display: flex; align-items: center; gap: 6px; } .legend svg { width: 12px; border-radius: 2px; }
 .chart { max-width: 560px; height: auto; overflow: visible; }
 .chart text { font-size: 11px; fill: var(--quiet); } .chart text.narrow { display: none; }
-@media (min-width: 1000px) { .uneven .scatter text { font-size: 13px; } }
+@media (min-width: 1000px) { .uneven .scatter text, .uneven .front text { font-size: 13px; } }
 .map rect { stroke: var(--page); stroke-width: 1; } .map .frames rect { fill: none; stroke-width: 2.5;
   pointer-events: none; }
 .b0 { fill: var(--b0); } .b1 { fill: var(--b1); } .b2 { fill: var(--b2); } .b3 { fill: var(--b3); }
@@ -67,6 +67,9 @@ figure { margin: 0; } figcaption { margin-bottom: 8px; color: var(--quiet); } fi
 .map g:hover > rect { stroke: var(--ink); stroke-width: 2; }
 .scatter path { stroke: var(--line); } .scatter circle { stroke: var(--rim); }
 .scatter circle:hover { stroke: var(--ink); stroke-width: 2; }
+.front .axes path { stroke: var(--line); } .front .line { fill: none; stroke: var(--now); stroke-width: 2; }
+.front circle { fill: var(--page); stroke: var(--now); stroke-width: 2; } .front .knee { stroke: var(--ink); }
+.front .best { fill: var(--now); } .front circle:hover { stroke: var(--ink); stroke-width: 3; }
 .end { text-anchor: end; } .middle { text-anchor: middle; }
 @media screen and (max-width: 600px) { .chart text { font-size: 16.5px; } .chart text.wide { display: none; }
   .chart text.narrow { display: inline; } }

@@ -225,25 +225,20 @@ def tally(plane: Bytes, row_class: Bytes, column_class: Bytes, index: Index, con
 
 
 def _places_numpy(
-    row_class: Bytes, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]
+    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]
 ) -> None:
     """Fill `found` int32 [rows, width] with where the table of each byte begins:
     clip((row class + column class >> shift) - low, 0, tables - 1) * 2^11."""
-    context = row_class.astype(np.int32)[:, None] + column_class.astype(np.int32)
+    context = row_class[:, None] + column_class
     found[:] = np.clip((context >> shift) - low, 0, tables - 1) << 11
 
 
 @jit(twin=_places_numpy)
-def places(row_class: Bytes, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]) -> None:
-    where = np.full(256, -1, np.int64)  # a row of the same class, which is copied
+def places(row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]) -> None:
     for r in range(row_class.size):
-        out, base = found[r], np.int64(row_class[r])
-        if where[base] >= 0:
-            out[:] = found[where[base]]
-        else:
-            where[base] = r
-            for j in range(out.size):
-                out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << 11
+        out, base = found[r], row_class[r]
+        for j in range(out.size):
+            out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << 11
 
 
 def _grouped_numpy(counts: Counts, shift: int, few: int) -> tuple[int, Counts]:
@@ -383,10 +378,12 @@ def slots(frequencies: Counts) -> NDArray[np.uint32]:
 
 
 def _write_tables_numpy(frequencies: Counts) -> Bytes:
-    """The bytes of `frequencies` [tables, 256], as `coders.tables` writes them."""
+    """The bytes of `frequencies` [tables, 256], all below 2^14: of each table the first symbol used, how many there are
+    up to the last one, less one, and their frequencies; a number above 127 takes two bytes, the lower 7 bits with the
+    top bit set first."""
     out = bytearray()
     for row in frequencies:
-        (used,) = np.nonzero(row[: SYMBOLS - 1])
+        (used,) = np.nonzero(row)
         first, last = int(used[0]), int(used[-1])
         for number in (first, last - first, *row[first : last + 1].tolist()):
             out += bytes((number & 127 | 128, number >> 7)) if number > 127 else bytes((number,))
@@ -395,12 +392,12 @@ def _write_tables_numpy(frequencies: Counts) -> Bytes:
 
 @jit(twin=_write_tables_numpy)
 def write_tables(frequencies: Counts) -> Bytes:
-    out = np.empty(frequencies.shape[0] * 514, np.uint8)
+    out = np.empty(frequencies.shape[0] * 516, np.uint8)
     place = 0
     for t in range(frequencies.shape[0]):
         row = frequencies[t]
         first, last = 255, 0
-        for s in range(255):
+        for s in range(256):
             if row[s] > 0:
                 first, last = min(first, s), s
         for k in range(first - 2, last + 1):
@@ -415,10 +412,14 @@ def write_tables(frequencies: Counts) -> Bytes:
 
 
 def _read_tables_numpy(data: Bytes, place: int, frequencies: Counts, total: int) -> int:
-    """Fill `frequencies` [tables, 256] with what `write_tables` wrote, from byte `place` on; where it ends, or -1."""
+    """Fill `frequencies` [tables, 256], zeros, with what `write_tables` wrote, from byte `place` on; where it ends.
+
+    -1: it does not end, a number is longer than it needs to be, a symbol is above 255, a frequency is `total`, or the
+    frequencies of a table do not add up to it.
+    """
     for row in frequencies:
-        numbers, count = [], 2
-        while len(numbers) < count:
+        numbers: list[int] = []
+        while len(numbers) < 2 or len(numbers) < numbers[1] + 3:
             if place >= len(data):
                 return -1
             number = int(data[place])
@@ -429,13 +430,10 @@ def _read_tables_numpy(data: Bytes, place: int, frequencies: Counts, total: int)
                 number = number & 127 | int(data[place]) << 7
                 place += 1
             numbers.append(number)
-            if len(numbers) == 2:
-                count = number + 3
-                if numbers[0] + number > 254:
-                    return -1
-        row[numbers[0] : numbers[0] + count - 2] = numbers[2:]
-        row[255] = total - sum(numbers[2:])
-        if row.min() < 0 or row.max() >= total:
+            if len(numbers) == 2 and sum(numbers) > 255:
+                return -1
+        row[numbers[0] : numbers[0] + numbers[1] + 1] = numbers[2:]
+        if row.sum() != total or row.max() == total:
             return -1
     return place
 
@@ -459,17 +457,16 @@ def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int
                 first = number
             elif numbers == 1:
                 count = number + 3
-                if first + number > 254:
+                if first + number > 255:
                     return -1
             else:
                 row[first + numbers - 2] = number
                 left -= number
-                if number >= total:
+                if number == total:
                     return -1
             numbers += 1
-        if left < 0 or left >= total:
+        if left != 0:
             return -1
-        row[255] = left
     return place
 
 

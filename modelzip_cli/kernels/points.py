@@ -188,6 +188,8 @@ def decode_points(
     `slots`: those of the table t begin at t << bits. `escapes` and `low` as `index_of` gives them; all must be used.
     """
     values = np.empty((len(rows), len(columns)), np.float32)
+    if not values.size:
+        return values, DAMAGED if escapes.size or low.size else 0
     run = found.decode_points if (found := vectors(bits)) else _decode_points
     taken = run(words, states, slots, rows, columns, bits, machine, low_bits, escapes, low, np.float32(step), values)
     return values, taken

@@ -54,6 +54,8 @@ def encode(index: Index, intervals: NDArray[np.uint32], bits: int) -> tuple[Stat
     """
     states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
     room = np.empty(index.size * bits // 16 + LANES + 1, np.uint16)  # a symbol takes at most `bits` bits
+    if not index.size:
+        return states, room[:0]
     run = found.encode if (found := vectors(bits)) else _encode
     begin = run(np.ascontiguousarray(index), intervals, bits, states, room)
     return states, room[begin:]
@@ -76,7 +78,7 @@ def _encode_numpy(index: Index, intervals: NDArray[np.uint32], bits: int, states
             part = np.where(full, part >> 16, part)
             x[: len(f)] = (part // f << bits) + part % f + c
     states[:] = x
-    return place
+    return int(place)
 
 
 @jit(twin=_encode_numpy)
@@ -108,7 +110,7 @@ def _encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: Stat
             left -= lanes
             size = lanes
     states[:] = x[:lanes]
-    return place
+    return int(place)
 
 
 def decode_symbols(
@@ -120,6 +122,8 @@ def decode_symbols(
     encoding began.
     """
     symbols = np.empty(offsets.shape, np.uint8)
+    if not symbols.size:
+        return symbols, 0
     run = found.decode_symbols if (found := vectors(bits)) else _decode_symbols
     taken = run(words, states, slots, np.ascontiguousarray(offsets), bits, symbols)
     return symbols, taken
@@ -152,7 +156,7 @@ def _decode_symbols_numpy(
             if place < 0:
                 return -1
     states[:] = x
-    return place
+    return int(place)
 
 
 @jit(twin=_decode_symbols_numpy)
@@ -189,4 +193,4 @@ def _decode_symbols(
                         place += 1
                     x[j] = y
     states[:] = x
-    return place
+    return int(place)

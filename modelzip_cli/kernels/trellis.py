@@ -17,7 +17,7 @@ most 4,448, states differ by at most three branches, and four rows pass between 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from modelzip_cli.kernels.jit import jit
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
-Points = NDArray[np.int32]
+Points = NDArray[Any]  # int16, or int32 where one needs it
 Prices = NDArray[np.int16]
 
 PRICES = ("A0", "A1", "A2", "A3", "B0", "B1", "Z0", "Z1", "D0", "D1")
@@ -130,7 +130,8 @@ def _forward_numpy(
         scratch[0, i, :lanes] = np.where(weights[i] < 0, -y, y)
         scratch[1, i, :lanes] = np.where(is_zero, int(ONLY_ZERO), decision)
         metrics = after - after[0] if i % RENORMALISE == RENORMALISE - 1 else after
-    return metrics.argmin(axis=0).astype(np.int16)
+    best: Prices = metrics.argmin(axis=0).astype(np.int16)
+    return best
 
 
 @jit(twin=_forward_numpy)

@@ -253,7 +253,7 @@ def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: State
                         x = np.uint32(x >> np.uint32(16))
                     states[j - left] = np.uint32(np.uint32(x // f << b) + np.uint32(x % f) + c)
                 column = left
-    return place
+    return int(place)
 
 
 @jit(twin=rans._decode_symbols_numpy)
@@ -279,7 +279,7 @@ def decode_symbols(
                 place += 1
             x[lane] = y
     states[:] = x
-    return place
+    return int(place)
 
 
 @jit(twin=points._decode_points_numpy)

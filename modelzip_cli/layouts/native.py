@@ -6,6 +6,7 @@ docs/format.md describes it for other readers; docs/format/decode.py proves that
 from __future__ import annotations
 
 import hashlib
+import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,30 @@ class Record:
         if self.tables is not None:
             entry["tables"] = self.tables
         return entry | {"scheme": str(self.scheme), **self.figures}
+
+
+def header_record(header: bytes, taken: Iterable[str]) -> tuple[Record, bytes]:
+    """The header of a safetensors source as a tensor of bytes: its record and its stream."""
+    import numpy as np
+
+    from modelzip_cli.coders.lossless import pack
+    from modelzip_cli.schemes.lossless import Lossless
+
+    spec = TensorSpec("header", U8, (len(header),))
+    data = np.frombuffer(header, np.uint8)
+    streams = [pack(data[first:last], U8, len(header)).tobytes() for first, last in spec.unit_slabs()]
+    (part,) = native_parts(spec, Lossless(), LOSSLESS, taken)
+    sizes, checksums = ([f(stream) for stream in streams] for f in (len, zlib.crc32))
+    record = Record(
+        spec,
+        Lossless(),
+        (part.sized(sum(sizes)),),
+        {CODES: tuple(checksums)},
+        {},
+        LOSSLESS,
+        {CODES: tuple(sizes)},
+    )
+    return record, b"".join(streams)
 
 
 def _hexadecimal(numbers: Iterable[int]) -> str:

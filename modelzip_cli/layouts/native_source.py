@@ -9,7 +9,7 @@ import hashlib
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -61,7 +61,8 @@ class NativeSource:
         self.manifest = _read_manifest(container)
         self._ledger = Ledger()
         try:
-            self.records = {record.spec.name: record for record in _records(container, self.manifest)}
+            records, self._header = _records(container, self.manifest)
+            self.records = {record.spec.name: record for record in records}
             self.metadata, self.outer = _surroundings(self.manifest, self.records)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
             raise BrokenCheckpoint(
@@ -88,13 +89,25 @@ class NativeSource:
             bits = self._read_part(part, start * width, stop * width)
             return bits.view(record.spec.dtype.unit)
         if record.scheme.raw:
-            return self._pieces(record, start, stop)
+            units: Bits = self._pieces(record, start, stop)
+            return units
         from modelzip_cli.kernels.widen import narrow
 
         columns = record.spec.matrix[1]
         first, last = start // columns, -(-stop // columns)
         block = self._decode(record, first, last)
         return narrow(block, record.spec.dtype).reshape(-1)[start - first * columns : stop - first * columns]
+
+    @cached_property
+    def header(self) -> bytes | None:
+        """The header that the source had, where it was kept."""
+        if self._header is None:
+            return None
+        return bytes(self._pieces(self._header, 0, self._header.spec.size))
+
+    @property
+    def _all_records(self) -> list[Record]:
+        return [*self.records.values(), *([self._header] if self._header else [])]
 
     def pieces(self, name: str) -> Iterator[tuple[int, int]]:
         """The units of a tensor in the pieces that are decoded at a time."""
@@ -106,15 +119,15 @@ class NativeSource:
 
     def finish(self) -> None:
         """Check every part that was read against its checksums."""
-        for record in self.records.values():
+        for record in self._all_records:
             for part in record.parts:
                 self._check_part(record, part)
         self._container.finish()
 
     def verify(self) -> Iterator[tuple[str, int, list[str]]]:
         """Read everything; yield (tensor, bytes, what is wrong: an empty list when nothing is)."""
-        for name, record in self.records.items():
-            bad = []
+        for record in self._all_records:
+            name, bad = record.spec.name, []
             for part in record.parts:
                 for number, (begin, end) in enumerate(_part_slabs(record, part)):
                     crc = zlib.crc32(self._container.read(part.spec.name, begin, end))
@@ -132,7 +145,8 @@ class NativeSource:
         scheme, (_, columns) = record.scheme, record.spec.matrix
         assert scheme is not None
         if scheme.levels is None:
-            return self._pieces(record, first, last)
+            values: Block = self._pieces(record, first, last)
+            return values
         params = dict(self._params[record.spec.name])
         packed = None
         for part in record.parts:
@@ -181,7 +195,7 @@ class NativeSource:
         if recent is not None and recent[0] == key:
             return recent[1]
         data = self._read_part(part, *place)
-        if zlib.crc32(data) != record.crc32[part.local][number]:
+        if zlib.crc32(data.data) != record.crc32[part.local][number]:
             self._broken(record, f"{part.local}: slab {number} does not match its checksum: the file is damaged")
         from modelzip_cli.coders.tables import Damaged
 
@@ -218,8 +232,10 @@ class NativeSource:
         for part in record.parts:
             if not part.per_row:
                 stored = self._read_part(part, 0, part.spec.units)
-                params[part.local] = self._vector(record, part, stored) if part.coded else _from_bits(
-                    stored.reshape(part.spec.shape), part.spec.dtype
+                params[part.local] = (
+                    self._vector(record, part, stored)
+                    if part.coded
+                    else _from_bits(stored.reshape(part.spec.shape), part.spec.dtype)
                 )
         self._check_params(record, params)
         return params
@@ -229,7 +245,7 @@ class NativeSource:
         from modelzip_cli.coders.rans import unpack_vector
         from modelzip_cli.coders.tables import Damaged
 
-        if zlib.crc32(stored) != record.crc32[part.local][0]:
+        if zlib.crc32(stored.data) != record.crc32[part.local][0]:
             self._broken(record, f"{part.local} does not match its checksum: the file is damaged")
         try:
             values, rest = unpack_vector(stored, record.spec.matrix[1])
@@ -320,53 +336,60 @@ def _read_manifest(container: Any) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _records(container: Any, manifest: Mapping[str, Any]) -> Iterator[Record]:
-    """Check each tensor of the manifest against the arrays of the container."""
+def _records(container: Any, manifest: Mapping[str, Any]) -> tuple[list[Record], Record | None]:
+    """Check each tensor of the manifest, and a header that was kept, against the arrays of the container."""
     arrays = dict(container.specs)
     sets = len(manifest.get("tables", []))
-    for name, entry in manifest["tensors"].items():
-        spec = TensorSpec(name, DTYPES[entry["dtype"]], _shape(entry["shape"]))
-        scheme = parse_scheme(entry["scheme"]) if "scheme" in entry else None
-        if ("scheme" in entry) != (scheme is not None) or (scheme is not None and str(scheme) != entry["scheme"]):
-            raise ValueError(f"{name}: {entry['scheme']!r} is not the name of a scheme")
-        if scheme is not None and (spec.dtype.kind != "float" and not scheme.raw or spec.size == 0):
-            raise ValueError(f"{name}: {spec.dtype} tensors have no scheme")
-        coder_id = entry.get("coder")
-        if coder_id not in _coders(scheme):
-            raise ValueError(f"{name}: {scheme} is not coded by {coder_id!r}")
-        tables = entry.get("tables")
-        needs_tables = scheme is not None and scheme.levels is None and not scheme.raw
-        if needs_tables != (type(tables) is int) or (needs_tables and not 0 <= tables < sets):
-            raise ValueError(f"{name}: its tables are missing")
-        expected = native_parts(spec, scheme, coder_id)
-        if {part.local for part in expected} != set(entry["parts"]):
-            raise ValueError(f"{name}: its parts are not those of its scheme")
-        parts, checksums, sizes = [], {}, {}
-        for part in expected:
-            stored = arrays.pop(entry["parts"][part.local]["name"], None)
-            if stored is None:
-                raise ValueError(f"{name}: its {part.local} are missing or used twice")
-            fits = stored.dtype == U8 and len(stored.shape) == 1 if part.coded else stored.shape == part.spec.shape
-            if stored.dtype != part.spec.dtype or not fits:
-                raise ValueError(
-                    f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for"
-                )
-            parts.append(Part(part.local, stored, part.per_row, part.coded))
-            checksums[part.local] = _checksums(entry["parts"][part.local]["crc32"])
-            if part.coded and part.per_row:
-                sizes[part.local] = _checksums(entry["parts"][part.local]["bytes"])
-                if len(sizes[part.local]) != len(checksums[part.local]) or sum(sizes[part.local]) != stored.bytes:
-                    raise ValueError(f"{name}: the sizes of its slabs do not add up")
-            if len(checksums[part.local]) != slab_count(spec, scheme, part):
-                raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
-        figures = {
-            key: value
-            for key, value in entry.items()
-            if key not in ("dtype", "shape", "scheme", "coder", "parts", "tables")
-        }
-        yield Record(spec, scheme, tuple(parts), checksums, figures, coder_id, sizes, tables)
+    found = [_record(name, entry, arrays, sets) for name, entry in manifest["tensors"].items()]
+    header = None
+    if "header" in manifest["source"]:
+        header = _record("header", manifest["source"]["header"], arrays, sets)
+        if header.spec.dtype != U8 or len(header.spec.shape) != 1 or header.coder != LOSSLESS:
+            raise ValueError("the header of the source is not stored as one")
     if arrays:
         raise ValueError(f"the array {next(iter(arrays))} belongs to no tensor")
+    return found, header
+
+
+def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], sets: int) -> Record:
+    spec = TensorSpec(name, DTYPES[entry["dtype"]], _shape(entry["shape"]))
+    scheme = parse_scheme(entry["scheme"]) if "scheme" in entry else None
+    if ("scheme" in entry) != (scheme is not None) or (scheme is not None and str(scheme) != entry["scheme"]):
+        raise ValueError(f"{name}: {entry['scheme']!r} is not the name of a scheme")
+    if scheme is not None and ((spec.dtype.kind != "float" and not scheme.raw) or spec.size == 0):
+        raise ValueError(f"{name}: {spec.dtype} tensors have no scheme")
+    coder_id = entry.get("coder")
+    if coder_id not in _coders(scheme):
+        raise ValueError(f"{name}: {scheme} is not coded by {coder_id!r}")
+    tables = entry.get("tables")
+    needs_tables = scheme is not None and scheme.levels is None and not scheme.raw
+    if needs_tables != (type(tables) is int) or not 0 <= (tables or 0) < max(sets, 1):
+        raise ValueError(f"{name}: its tables are missing")
+    expected = native_parts(spec, scheme, coder_id)
+    if {part.local for part in expected} != set(entry["parts"]):
+        raise ValueError(f"{name}: its parts are not those of its scheme")
+    parts, checksums, sizes = [], {}, {}
+    for part in expected:
+        stored = arrays.pop(entry["parts"][part.local]["name"], None)
+        if stored is None:
+            raise ValueError(f"{name}: its {part.local} are missing or used twice")
+        fits = stored.dtype == U8 and len(stored.shape) == 1 if part.coded else stored.shape == part.spec.shape
+        if stored.dtype != part.spec.dtype or not fits:
+            raise ValueError(f"{name}: its {part.local} are {stored.dtype} {stored.shape}, not what its shape asks for")
+        parts.append(Part(part.local, stored, part.per_row, part.coded))
+        checksums[part.local] = _checksums(entry["parts"][part.local]["crc32"])
+        if part.coded and part.per_row:
+            sizes[part.local] = _checksums(entry["parts"][part.local]["bytes"])
+            if len(sizes[part.local]) != len(checksums[part.local]) or sum(sizes[part.local]) != stored.bytes:
+                raise ValueError(f"{name}: the sizes of its slabs do not add up")
+        if len(checksums[part.local]) != slab_count(spec, scheme, part):
+            raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
+    figures = {
+        key: value
+        for key, value in entry.items()
+        if key not in ("dtype", "shape", "scheme", "coder", "parts", "tables")
+    }
+    return Record(spec, scheme, tuple(parts), checksums, figures, coder_id, sizes, tables)
 
 
 def _coders(scheme: Scheme | None) -> tuple[str | None, ...]:
@@ -406,7 +429,7 @@ def _surroundings(manifest: Mapping[str, Any], records: Mapping[str, Record]) ->
     """The source's own metadata, and what a torch source had around its weights."""
     source = manifest["source"]
     kinds = {"name": str, "container": str, "bytes": int, "sha256": str, "metadata": dict}
-    if set(source) != set(kinds) or not all(type(source[key]) is kind for key, kind in kinds.items()):
+    if set(source) - {"header"} != set(kinds) or not all(type(source[key]) is kind for key, kind in kinds.items()):
         raise ValueError("the source is not described as it should be")
     if not 0 <= source["bytes"] < 1 << 62:
         raise ValueError("the size of the source is out of range")

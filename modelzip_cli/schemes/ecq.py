@@ -92,7 +92,10 @@ class Ecq(Scheme):
         return self.states > 1
 
     def param_specs(self, columns: int) -> dict[str, ParamSpec]:
-        return {"step": ParamSpec(F32, 1, per_row=False), "column_class": ParamSpec(U8, columns, per_row=False, coded=True)}
+        return {
+            "step": ParamSpec(F32, 1, per_row=False),
+            "column_class": ParamSpec(U8, columns, per_row=False, coded=True),
+        }
 
     def fit_tensor(self, blocks: Iterable[Block]) -> Params:
         """`step` float32 [1, 1]; `column_class` uint8 [1, columns], quarter octaves above the quietest column; and,
@@ -139,8 +142,8 @@ class Ecq(Scheme):
     def prices(self, rates: NDArray[np.int64]) -> NDArray[Any]:
         """For every class, what the kernels need: int16 [40, 10] with the trellis, int32 [40, 2] without."""
         if self.trellis:
-            return np.array([_trellis_prices(rates[2 * c : 2 * c + 2], c) for c in range(CLASSES)], np.int16)
-        return np.array([_grid_prices(rates[c], c) for c in range(CLASSES)], np.int32)
+            return np.array([_trellis_prices(rates[2 * c : 2 * c + 2].tobytes(), c) for c in range(CLASSES)], np.int16)
+        return np.array([_grid_prices(rates[c].tobytes(), c) for c in range(CLASSES)], np.int32)
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Points n, int16 [rows, columns], int32 where one needs it."""
@@ -241,14 +244,16 @@ def _gaussian(c: int) -> NDArray[np.float64]:
     for _ in range((top - c) // 2):
         base *= base
     values, ratio, square = [1.0], base, base * base
-    while values[-1] > NEGLIGIBLE and len(values) < 4096 or len(values) < 4:
+    while (values[-1] > NEGLIGIBLE and len(values) < 4096) or len(values) < 4:
         values.append(values[-1] * ratio)
         ratio *= square
     return np.array(values)
 
 
-def _trellis_prices(rates: NDArray[np.int64], c: int) -> list[int]:
-    """The 10 prices of class c (`PRICES`) from the rates of its two tables [2, 256]."""
+@lru_cache(maxsize=1024)  # the tables of most classes are the same from one try to the next
+def _trellis_prices(tables: bytes, c: int) -> tuple[int, ...]:
+    """The 10 prices of class c (`PRICES`) from the rates of its two tables, int64 [2, 256]."""
+    rates = np.frombuffer(tables, np.int64).reshape(2, 256)
     numerator, denominator = (3, 20) if c >= CENTRE + 2 else (1, 8)  # 0.3 or 0.25 squared steps a bit, in 1/128
     found = dict.fromkeys(PRICES, 0)
     for q in range(2):
@@ -265,11 +270,13 @@ def _trellis_prices(rates: NDArray[np.int64], c: int) -> list[int]:
             weight = sum(w for _, _, w in line)
             mean = sum(w * (p - slope * m) for m, p, w in line) // weight if weight else MOST_PRICE
             found[f"A{r}"] = min(max(mean, -slope if r == 0 else 0), MOST_PRICE)
-    return [found[name] for name in PRICES]
+    return tuple(found[name] for name in PRICES)
 
 
-def _grid_prices(rates: NDArray[np.int64], c: int) -> list[int]:
+@lru_cache(maxsize=1024)
+def _grid_prices(table: bytes, c: int) -> tuple[int, int]:
     """The threshold of zero and the shift of class c, in 1/256 of a step; 0.1 squared steps a bit, 0.15 at low rates."""
+    rates = np.frombuffer(table, np.int64)
     numerator, denominator = (1, 10) if c >= CENTRE else (3, 20)
     costs = _costs(rates, int(low_bits(False)[c]))
     zero = costs[0][0]
@@ -279,7 +286,7 @@ def _grid_prices(rates: NDArray[np.int64], c: int) -> list[int]:
     steps = [(costs[k + 1][0] - costs[k][0], costs[k][1]) for k in range(1, len(costs) - 1) if costs[k + 1][1]]
     weight = sum(w for _, w in steps)
     rise = sum(step * w for step, w in steps) // weight if weight else 0
-    return [max(threshold, 1), 128 - min(max(rise, 0) * numerator // (2 * denominator), 127)]
+    return max(threshold, 1), 128 - min(max(rise, 0) * numerator // (2 * denominator), 127)
 
 
 def _costs(rates: NDArray[np.int64], raw: int) -> list[tuple[int, int]]:
