@@ -50,7 +50,7 @@ def sides() -> dict[str, Callable[[], object]]:
     from modelzip_cli.schemes.ecq import CENTRE, Ecq, low_bits, priors
 
     random = np.random.default_rng(0)
-    of_rows, of_columns = random.integers(0, 12, ROWS), random.integers(0, 13, COLUMNS)
+    of_rows, of_columns = random.integers(0, 12, ROWS), random.integers(4, 17, COLUMNS)
     rows, columns = of_rows.astype(np.int32), of_columns.astype(np.int32)
     scale = 2 ** ((of_rows[:, None] + of_columns - CENTRE) / 4)
     weights = (random.standard_normal((ROWS, COLUMNS)) * scale * STEP).astype(np.float32)

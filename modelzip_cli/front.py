@@ -19,17 +19,17 @@ from modelzip_cli import __version__
 from modelzip_cli.allocate import LEAST_SQNR, Allocation, table_bytes
 from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import UsageError, inert
+from modelzip_cli.estimate import Estimate
 from modelzip_cli.figures import size as size_text
 from modelzip_cli.kernels import jit
-from modelzip_cli.output import file_container, planned_size
-from modelzip_cli.plan import Plan, plan_compression, sampled
-from modelzip_cli.predict import ENOUGH_DB, lossless_bytes, with_lossless_sizes
+from modelzip_cli.plan import Plan
+from modelzip_cli.predict import ENOUGH_DB
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import SCHEMA_VERSION, Side, finite
 from modelzip_cli.single import describe_source
 from modelzip_cli.source import Checkpoint, open_source
 
-ANY_GOAL = Goal("bpw", 3.5)  # a recipe of `ecq` has a goal; every point of the front puts its own in this one's place
+ANY_GOAL = Goal("bpw", 3.5)  # a recipe of `ecq` has a goal; no point of the front depends on which
 STEPS = (1.2, 0.82, 0.57, 0.4, 0.28, 0.195, 0.14, 0.095, 0.055, 0.028, 0.0125)  # about 1 to 8 bits; 0.195: 20 dB
 
 
@@ -117,47 +117,28 @@ def front_of(path: Path, recipe: Recipe, executor: Executor, *, requantize: bool
 def _points(source: Checkpoint, recipe: Recipe, executor: Executor) -> tuple[list[Point], tuple[str, ...]]:
     """The points at which every tensor keeps 3 dB, the smallest first, and what a run would warn of."""
     jit.expect(sum(spec.size for spec in source.specs.values()), jit.SEARCHING * len(STEPS))
-    allocator = sampled(source, recipe, executor)
-    container = "hf-directory" if source.container == "hf-directory" else "safetensors"
-
-    def planned(goal: Goal, step: float) -> Plan:
-        return plan_compression(
-            source,
-            replace(recipe, goal=goal),
-            command="compress",
-            container=file_container(source, container, recipe.layout),
-            executor=executor,
-            allocator=allocator,
-            step=step,
-        )
-
-    if not allocator.sampled:
-        return [], planned(ANY_GOAL, STEPS[0]).warnings
-    kept: dict[str, int] | None = None
+    estimate = Estimate(source, recipe, executor)
+    if not estimate.allocator.sampled:
+        return [], estimate.plan().warnings
     found: list[Point] = []
-    warnings: tuple[str, ...] = ()
     for step in STEPS:
-        allocation = allocator.at(step)
+        allocation = estimate.allocator.at(step)
         if allocation.worst > 1 / LEAST_SQNR:
             continue
-        plan = planned(ANY_GOAL, step)
-        if kept is None:
-            kept = _lossless_sizes(plan, source, executor)
-        point = _point(source, with_lossless_sizes(plan, kept), allocation, container)
+        plan = estimate.plan(step)
+        point = _point(source, plan, allocation, estimate.size(plan))
         if not found or (point.bytes > found[-1].bytes and point.error < found[-1].error):
             found.append(point)
-        warnings = plan.warnings
-    return found, warnings
+    return found, plan.warnings if found else ()
 
 
-def _point(source: Checkpoint, plan: Plan, allocation: Allocation, container: str) -> Point:
+def _point(source: Checkpoint, plan: Plan, allocation: Allocation, bytes_after: int) -> Point:
     treated = [tensor for tensor in plan.tensors if tensor.treated and not tensor.tie]
     stored = sum(tensor.bytes_after for tensor in treated) + table_bytes(plan.tables)
     weights = sum(tensor.spec.size for tensor in treated)
     lossy = [tensor.spec.name for tensor in treated if tensor.spec.name in allocation.loss]
     signal = math.fsum(allocation.signal[name] for name in lossy)
     noise = math.fsum(allocation.signal[name] * allocation.loss[name] for name in lossy)
-    bytes_after = planned_size(plan, source, container)
     return Point(
         round(8 * stored / weights, 4) if weights else None,
         bytes_after,
@@ -176,19 +157,9 @@ def _lossless(source: Checkpoint, path: Path, recipe: Recipe, executor: Executor
 
 
 def _lossless_point(source: Checkpoint, recipe: Recipe, executor: Executor) -> Point:
-    container = "hf-directory" if source.container == "hf-directory" else "safetensors"
-    of_files = file_container(source, container, recipe.layout)
-    plan = plan_compression(source, recipe, command="compress", container=of_files, executor=executor)
-    plan = with_lossless_sizes(plan, _lossless_sizes(plan, source, executor))
-    bytes_after = planned_size(plan, source, container)
+    estimate = Estimate(source, recipe, executor)
+    bytes_after = estimate.size(estimate.plan())
     return Point(None, bytes_after, round(source.file.size / bytes_after, 4), None)
-
-
-def _lossless_sizes(plan: Plan, source: Checkpoint, executor: Executor) -> dict[str, int]:
-    """About the bytes of each tensor that `plan` may store losslessly."""
-    specs = [tensor.spec for tensor in plan.tensors if tensor.scheme and tensor.scheme.raw and not tensor.tie]
-    found = executor.map(lambda spec: lossless_bytes(source, spec), specs)
-    return dict(zip((spec.name for spec in specs), found, strict=True))
 
 
 def knee_of(points: Sequence[Point]) -> int | None:

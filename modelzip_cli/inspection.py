@@ -65,6 +65,10 @@ class Inspection:
         """Weights, those of a tie once."""
         return sum(_size(tensor.shape) for tensor in self.tensors if tensor.weights and not tensor.tied_to)
 
+    def bits_of(self, scheme: str) -> Mapping[str, float]:
+        """Bits a weight that the first prediction of `scheme` gives each tensor it treats; none where there is none."""
+        return next((one.bits for one in self.predictions if one.scheme == scheme), {})
+
     def dtypes(self) -> dict[str, dict[str, int]]:
         """Tensors, parameters and bytes of the weights by dtype; the largest first."""
         found: dict[str, dict[str, int]] = {}
@@ -83,7 +87,8 @@ class Inspection:
         if self.statistics is not None:
             for row in rows:
                 figures = self.statistics.get(row["name"])
-                row["statistics"] = figures.to_json() if figures else None
+                bits = {f"{scheme}_bits": self.bits_of(scheme).get(row["name"]) for scheme in ("lossless", "ecq")}
+                row["statistics"] = {**figures.to_json(), **bits} if figures else None
             share = round(self.not_weights / self.bytes, 6)
             surveyed = {
                 "predictions": [one.to_json() for one in self.predictions],

@@ -22,7 +22,7 @@ from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.dense import dense_parts
 from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
 from modelzip_cli.recipe import Decision, Recipe
-from modelzip_cli.schemes.base import Params, Scheme
+from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.schemes.lossless import Lossless
@@ -141,19 +141,25 @@ def _stored(source: Checkpoint, recipe: Recipe, container: str) -> Iterator[tupl
         yield name, spec, None if writes_ties else _ties(source).get(name)
 
 
-def outline(source: Checkpoint, recipe: Recipe, schemes: Mapping[str, Scheme | None], *, container: str) -> Plan:
-    """The plan of a native output with these `schemes`, by name, without params: all that sizes depend on."""
+def outline(
+    source: Checkpoint,
+    recipe: Recipe,
+    schemes: Mapping[str, Scheme | None],
+    coders: Mapping[str, tuple[str, int | None]],
+    *,
+    container: str,
+) -> Plan:
+    """The plan of a native output with these `schemes` and `coders`, by name, without params: all that sizes depend on.
+
+    A coder comes with the bytes that entropy-coded codes are expected to take.
+    """
     ties = source.outer.ties if source.outer else {}
-    tensors = [
-        TensorPlan(spec, schemes.get(ties.get(name, name)), "", (), {}, ties.get(name))
-        for name, spec in source.specs.items()
-    ]
-    tensors = [replace(each, coder=_packed(each.scheme)) for each in tensors]
+    tensors = []
+    for name, spec in source.specs.items():
+        scheme, tie = schemes.get(ties.get(name, name)), ties.get(name)
+        coder, guess = coders.get(name, (None, None)) if scheme and scheme.plain is None else (None, None)
+        tensors.append(TensorPlan(spec, scheme, "", (), {}, tie, coder, None, guess))
     return _assembled(source, recipe, tensors, "quantize", container)
-
-
-def _packed(scheme: Scheme | None) -> str | None:
-    return None if scheme is None or scheme.plain is not None else LOSSLESS if scheme.raw else BITPACK
 
 
 def _assembled(source: Checkpoint, recipe: Recipe, tensors: Sequence[TensorPlan], command: str, container: str) -> Plan:
@@ -300,6 +306,12 @@ def _coder(
     block = read_block(source, spec, first, first + count)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         codes = scheme.encode(block, {**params, **scheme.fit_rows(block, params)})
+    return choose_coder(recipe, spec, scheme, codes)
+
+
+def choose_coder(recipe: Recipe, spec: TensorSpec, scheme: Scheme, codes: Codes) -> tuple[str, int | None]:
+    """The same from the codes of some rows."""
+    (rows, columns), count = spec.matrix, len(codes)
     packed = rows * -(-columns * scheme.bits // 8)
     coded = coded_bytes(codes, scheme.bits) * rows / count if count else 0.0
     coded += sum(1 for _ in spec.row_slabs()) * 4 * min(LANES, columns)

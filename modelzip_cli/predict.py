@@ -1,23 +1,23 @@
-"""What each scheme would make of a checkpoint: its exact size, and the error on a sample of each tensor."""
+"""What each scheme would make of a checkpoint: its size, and the error on a sample of each tensor."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from modelzip_cli.coders.lossless import pack
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit
+from modelzip_cli.estimate import Estimate
 from modelzip_cli.kernels.sums import error_sums
 from modelzip_cli.kernels.widen import rounded
 from modelzip_cli.output import file_container, planned_size
-from modelzip_cli.plan import Plan, TensorPlan, outline, read_block
-from modelzip_cli.recipe import Recipe
+from modelzip_cli.plan import Plan, choose_coder, outline, read_block
+from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import finite
 from modelzip_cli.schemes.base import Scheme
 from modelzip_cli.source import Checkpoint
@@ -43,6 +43,7 @@ PREDICTED = (  # every family, and of int the sizes that people ask for
     "ternary",
     "binary",
 )
+TARGETS = (20.0, 25.0, 30.0)  # dB that `ecq` is asked to keep
 SAMPLED = 4 << 20  # weights in all; a scheme takes some 50 ns for one of them
 LEAST_SAMPLE, MOST_SAMPLE = 4 << 10, 64 << 10  # of one tensor
 PIECES = 4  # of the sample of a tensor, spread over its rows: the middle of an embedding may be unused
@@ -54,7 +55,8 @@ class Prediction:
     """The outcome of one scheme: bytes of the native file, ratio, and SQNR over the treated weights in dB.
 
     `sqnr_db` is None where nothing would be lost or treated; `by_tensor` has the noise over the signal of each;
-    `recipe` is what `quantize` has to be asked for.
+    `recipe` is what `quantize`, or `compress` for `ecq` and `lossless`, has to be asked for; `bits` are those of a
+    weight, by tensor, of these two.
     """
 
     scheme: str
@@ -64,18 +66,26 @@ class Prediction:
     treated: int
     by_tensor: Mapping[str, float]
     recipe: Recipe
+    bits: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def min_sqnr(self) -> float | None:
+        """The dB that `ecq` was asked to keep."""
+        return self.recipe.goal.value if self.recipe.goal else None
 
     def to_json(self) -> dict[str, Any]:
         """The prediction as JSON values."""
-        return {"scheme": self.scheme, "bytes": self.bytes, "ratio": self.ratio, "sqnr_db": finite(self.sqnr_db, 2)}
+        figures = {"bytes": self.bytes, "ratio": self.ratio, "sqnr_db": finite(self.sqnr_db, 2)}
+        return {"scheme": self.scheme, "min_sqnr": self.min_sqnr, **figures}
 
 
 def predict(
     source: Checkpoint, surveyed: Mapping[str, TensorSurvey], executor: Executor, *, key: str | None = None
 ) -> list[Prediction]:
-    """Predict every scheme of `PREDICTED` with the default rules, one tensor a task on `executor`.
+    """Predict lossless, every scheme of `PREDICTED`, and `ecq` at `TARGETS`, with the default rules.
 
-    Tensors with NaN or infinity are kept, as --allow-nonfinite does; `key` is what the source was opened with.
+    One tensor a task on `executor`. Tensors with NaN or infinity are kept, as --allow-nonfinite does; `key` is what
+    the source was opened with.
     """
     ties = source.outer.ties if source.outer else {}
     specs = {name: spec for name, spec in source.specs.items() if name not in ties}
@@ -88,41 +98,63 @@ def predict(
     damaged = {name for name in wanted if surveyed[name].nonfinite}
     wanted = {name: schemes for name, schemes in wanted.items() if name not in damaged}
     sample = max(LEAST_SAMPLE, min(MOST_SAMPLE, SAMPLED // max(len(wanted), 1)))
-    measured = executor.map(lambda name: _noise(source, surveyed[name], specs[name], wanted[name], sample), wanted)
-    noise = dict(zip(wanted, measured, strict=True))
-    predictions = []
+    measured = executor.map(lambda name: _try(source, surveyed[name], specs[name], wanted[name], sample), wanted)
+    tried = dict(zip(wanted, measured, strict=True))
+    predictions = [_lossless(source, Recipe(scheme="lossless", keep_extras=True, key=key), executor)]
     for name, decided in decisions.items():
-        fitting = {tensor: _that_fits(decided[tensor].scheme, noise.get(tensor, {})) for tensor in specs}
+        fitting = {tensor: _that_fits(decided[tensor].scheme, tried.get(tensor, {})) for tensor in specs}
         is_damaged = any(decided[tensor].scheme for tensor in damaged)
         recipe = Recipe(scheme=name, allow_nonfinite=is_damaged, key=key)
-        predictions.append(_prediction(source, recipe, name, fitting, surveyed, noise))
-    return predictions
+        predictions.append(_prediction(source, recipe, name, fitting, surveyed, tried))
+    asked = Recipe(scheme="ecq", goal=Goal("min_sqnr", TARGETS[0]), allow_nonfinite=bool(damaged), key=key)
+    return predictions + _entropy_constrained(source, asked, executor)
 
 
-def lossless_bytes(source: Checkpoint, spec: TensorSpec) -> int:
-    """About the bytes that a tensor takes losslessly: its middle slab is packed, the others are taken to be like it."""
-    slabs = list(spec.unit_slabs())
-    if not slabs:
-        return 0
-    first, last = slabs[len(slabs) // 2]
-    packed = len(pack(source.read(spec.name, first, last), spec.dtype, spec.matrix[1]))
-    return packed * spec.units // (last - first)
+def _lossless(source: Checkpoint, recipe: Recipe, executor: Executor) -> Prediction:
+    estimate = Estimate(source, recipe, executor)
+    plan = estimate.plan()
+    treated = sum(tensor.spec.size for tensor in plan.tensors if tensor.treated and not tensor.tie)
+    return _planned(estimate, plan, recipe, None, treated, {})
 
 
-def with_lossless_sizes(plan: Plan, sizes: Mapping[str, int]) -> Plan:
-    """The plan with the sizes of tensors that are stored losslessly, where they are known."""
-    return replace(plan, tensors=tuple(_sized(tensor, sizes) for tensor in plan.tensors))
+def _entropy_constrained(source: Checkpoint, recipe: Recipe, executor: Executor) -> list[Prediction]:
+    """`ecq` at each of `TARGETS` that it can keep."""
+    estimate = Estimate(source, recipe, executor)
+    found = []
+    for target in TARGETS:
+        asked = replace(recipe, goal=Goal("min_sqnr", target))
+        allocation = estimate.allocator.of_loss(10 ** (-target / 10)) if estimate.allocator.sampled else None
+        if allocation is None and estimate.allocator.sampled:
+            continue
+        plan = estimate.plan(allocation.step if allocation else None)
+        lossy = [tensor.spec for tensor in plan.tensors if tensor.treated and not tensor.tie]
+        by_tensor = {spec.name: allocation.loss[spec.name] for spec in lossy} if allocation else {}
+        sqnr = allocation.sqnr_db if allocation else None
+        found.append(_planned(estimate, plan, asked, sqnr, sum(spec.size for spec in lossy), by_tensor))
+    return found
 
 
-def _sized(tensor: TensorPlan, sizes: Mapping[str, int]) -> TensorPlan:
-    if tensor.scheme is None or not tensor.scheme.raw or tensor.spec.name not in sizes:
-        return tensor
-    parts = (part.sized(sizes[tensor.spec.name]) if part.coded else part for part in tensor.parts)
-    return replace(tensor, parts=tuple(parts))
+def _planned(
+    estimate: Estimate, plan: Plan, recipe: Recipe, sqnr: float | None, treated: int, by_tensor: Mapping[str, float]
+) -> Prediction:
+    """What a plan of `ecq` or `lossless` comes to."""
+    stored = estimate.size(plan)
+    coded = [tensor for tensor in plan.tensors if tensor.scheme and not tensor.tie and tensor.spec.size]
+    bits = {tensor.spec.name: round(8 * tensor.bytes_after / tensor.spec.size, 4) for tensor in coded}
+    ratio = round(estimate.source.file.size / stored, 4)
+    return Prediction(recipe.scheme, stored, ratio, sqnr, treated, by_tensor, recipe, bits)
 
 
-def _that_fits(scheme: Scheme | None, noise: Mapping[Scheme, float | None]) -> Scheme | None:
-    return scheme if scheme and noise.get(scheme) is not None else None
+@dataclass(frozen=True)
+class _Tried:
+    """A scheme on a sample of a tensor: noise over signal, and the coder with what it would take."""
+
+    noise: float
+    coder: tuple[str, int | None]
+
+
+def _that_fits(scheme: Scheme | None, tried: Mapping[Scheme, _Tried]) -> Scheme | None:
+    return scheme if scheme in tried else None
 
 
 def _sample(source: Checkpoint, spec: TensorSpec, most: int) -> Block:
@@ -135,28 +167,29 @@ def _sample(source: Checkpoint, spec: TensorSpec, most: int) -> Block:
     return np.concatenate([read_block(source, spec, first, first + run) for first in firsts])
 
 
-def _noise(
+def _try(
     source: Checkpoint, surveyed: TensorSurvey, spec: TensorSpec, schemes: list[Any], sample: int
-) -> dict[Scheme, float | None]:
-    """Squared error over signal of each scheme on a sample of a tensor; None where the scheme cannot hold it."""
+) -> dict[Scheme, _Tried]:
+    """Try each scheme that can hold a tensor on a sample of it."""
     block = _sample(source, spec, sample)
     blocks = [block]
     if block.size < spec.size:  # what belongs to the whole tensor depends on its range
         ends = block[:1].copy()
         ends[0, 0], ends[0, -1] = surveyed.minimum, surveyed.maximum
         blocks.append(ends)
-    found: dict[Scheme, float | None] = {}
+    found: dict[Scheme, _Tried] = {}
     for scheme in schemes:
         try:
             tensor = scheme.fit_tensor(blocks)
         except DoesNotFit:
-            found[scheme] = None
             continue
         params = {**tensor, **scheme.fit_rows(block, tensor)}
-        decoded = rounded(scheme.decode(scheme.encode(block, params), params), scheme.plain or spec.dtype)
+        codes = scheme.encode(block, params)
+        decoded = rounded(scheme.decode(codes, params), scheme.plain or spec.dtype)
         errors = Errors(block.size, error_sums(block.reshape(-1), decoded.reshape(-1)))
         signal, noise = float(errors.sums[0]), float(errors.sums[1])
-        found[scheme] = noise / signal if signal > 0 and math.isfinite(noise) else 0.0
+        coder = ("", None) if scheme.plain else choose_coder(Recipe(), spec, scheme, codes)
+        found[scheme] = _Tried(noise / signal if signal > 0 and math.isfinite(noise) else 0.0, coder)
     return found
 
 
@@ -166,12 +199,14 @@ def _prediction(
     name: str,
     schemes: Mapping[str, Scheme | None],
     surveyed: Mapping[str, TensorSurvey],
-    noise: Mapping[str, Mapping[Scheme, float | None]],
+    tried: Mapping[str, Mapping[Scheme, _Tried]],
 ) -> Prediction:
     container = "hf-directory" if source.container == "hf-directory" else "safetensors"
-    plan = outline(source, recipe, schemes, container=file_container(source, container, "native"))
+    used = {tensor: tried[tensor][scheme] for tensor, scheme in schemes.items() if scheme}
+    coders = {tensor: one.coder for tensor, one in used.items()}
+    plan = outline(source, recipe, schemes, coders, container=file_container(source, container, "native"))
     stored = planned_size(plan, source, container)
-    by_tensor = {tensor: float(noise[tensor][scheme] or 0) for tensor, scheme in schemes.items() if scheme}
+    by_tensor = {tensor: one.noise for tensor, one in used.items()}
     signal = sum(surveyed[tensor].signal for tensor in by_tensor)
     lost = sum(ratio * surveyed[tensor].signal for tensor, ratio in by_tensor.items())
     treated = sum(surveyed[tensor].weights for tensor in by_tensor)

@@ -78,7 +78,7 @@ class Search:
         return None if short else found
 
     def accepts(self, plan: Plan, size: int, outcome: Outcome) -> bool:
-        """Whether an output meets the goal, closely enough; if not, learn from it. `plan`: with the sizes it came to."""
+        """Whether an output meets the goal, closely enough; if not, learn from it. `plan`: with its true sizes."""
         assert self._last is not None
         self._attempts += 1
         final = self._attempts > ATTEMPTS
@@ -89,7 +89,7 @@ class Search:
             lost = float(errors.sums[1] / errors.sums[0]) if errors.sums[0] else 0.0
             most = 10 ** (-self.goal.value / 10)
             met, near = lost <= most, lost >= most * (1 - NEAR_LOSS)
-            self._factor *= lost / (self._last.total_loss * self._factor) if self._last.total_loss and lost else 1.0
+            self._factor = lost / self._last.total_loss if self._last.total_loss and lost else 1.0
         else:
             stored = _stored(plan)
             if self.counts_files:
@@ -106,8 +106,8 @@ class Search:
         coarsest, finest = self.allocator.coarsest(), self.allocator.finest()
         if self.goal.kind == "min_sqnr":
             return (
-                f"--min-sqnr {self.goal.value:g} is more than the finest step keeps; the most is {finest.sqnr_db:.1f} dB, "
-                "or all with --lossless"
+                f"--min-sqnr {self.goal.value:g} is more than the finest step keeps; the most is "
+                f"{finest.sqnr_db:.1f} dB, or all with --lossless"
             )
         least, most = ((each.stored * self._factor + self._beside) for each in (coarsest, finest))
         small = least > self._limit

@@ -65,10 +65,10 @@ Bpw = Annotated[
     float | None, typer.Option("--bpw", metavar="BITS", help="At most this many stored bits a treated weight (ecq).")
 ]
 MinSqnr = Annotated[
-    float | None, typer.Option("--min-sqnr", metavar="DB", help="As small as this SQNR over all treated weights allows (ecq).")
+    float | None, typer.Option("--min-sqnr", metavar="DB", help="As small as this SQNR over all weights allows (ecq).")
 ]
 Ratio = Annotated[
-    str | None, typer.Option("--ratio", metavar="8x", help="An output at least this many times smaller than its source.")
+    str | None, typer.Option("--ratio", metavar="8x", help="An output this many times smaller than its source.")
 ]
 TargetSize = Annotated[
     str | None, typer.Option("--target-size", metavar="SIZE", help="An output of at most this size: 25MB, 25MiB.")

@@ -41,6 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import local
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,7 @@ def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
     return _merge(planes, name, unit).view(dtype.unit)
 
 
+@lru_cache(1024)
 def flat_width(size: int) -> int:
     """The width of rows that `size` bytes are cut into, where a slab's own do not serve: few lanes for few bytes, else
     the multiple of 32 from 1024 to 4096 that leaves the least to fill up, the largest of these."""
@@ -197,7 +199,7 @@ def _pack_planes(planes: Bytes, columns: int, octave: int) -> list[Parts]:
         symbols = np.where((symbols == 0) & (planes != 0).any(axis=0), np.uint8(other), symbols)
         rest = [kernels.without_zeros(symbols, plane) for plane in rest]
     scales = _scale_classes(symbols, columns, octave) if octave else None
-    parts = [[bytes([other])], _pack_plane(symbols, columns, scales)]
+    parts: list[Parts] = [[bytes([other])], _pack_plane(symbols, columns, scales)]
     return parts + [_pack_mantissas(plane, columns) for plane in rest]
 
 

@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (benchmarks/small_run.py)
 DECODING = 1 / 16  # what decoding a weight gains by numba, over what encoding one gains
-SEARCHING = 150  # what a weight of `ecq` gains: it is tried several times, and numpy takes a microsecond for each
+SEARCHING = 3000  # what a weight of `ecq` gains: it is tried a dozen times, and paths leave numpy little to do at once
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 

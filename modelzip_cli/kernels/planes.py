@@ -6,6 +6,8 @@ comes next: files hide dead bits at the low end of the mantissa, and whole bytes
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +39,7 @@ def split16(bits: Bits16, planes: Bytes) -> None:
 def _merge16_numpy(first: Bytes, second: Bytes) -> Bits16:
     """Return the bits [n] that `split16` was given."""
     low = second.astype(np.uint16)
-    bits: Bits16 = (low & 0x80) << 8 | first.astype(np.uint16) << 7 | low & 0x7F
-    return bits
+    return np.asarray((low & 0x80) << 8 | first.astype(np.uint16) << 7 | low & 0x7F, np.uint16)
 
 
 @jit(twin=_merge16_numpy)
@@ -74,9 +75,8 @@ def split32(bits: Bits32, planes: Bytes) -> None:
 def _merge32_numpy(first: Bytes, second: Bytes, third: Bytes, fourth: Bytes) -> Bits32:
     """Return the bits [n] that `split32` was given."""
     high = second.astype(np.uint32)
-    bits: Bits32 = (high & 0x80) << 24 | first.astype(np.uint32) << 23 | (high & 0x7F) << 16
-    bits |= third.astype(np.uint32) << 8 | fourth
-    return bits
+    upper = (high & 0x80) << 24 | first.astype(np.uint32) << 23 | (high & 0x7F) << 16
+    return np.asarray(upper | third.astype(np.uint32) << 8 | fourth, np.uint32)
 
 
 @jit(twin=_merge32_numpy)
@@ -118,7 +118,7 @@ def sums(plane: Bytes) -> tuple[Counts, Counts]:
 
 def _zeros_numpy(plane: Bytes) -> Counts:
     """How many bytes of each row of `plane` [rows, width] are 0, int64 [rows]."""
-    return np.count_nonzero(plane == 0, axis=1).astype(np.int64)
+    return np.asarray(np.count_nonzero(plane == 0, axis=1), np.int64)
 
 
 @jit(twin=_zeros_numpy)
@@ -442,7 +442,9 @@ def _read_tables_numpy(data: Bytes, place: int, frequencies: Counts, total: int)
 def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int:
     for t in range(frequencies.shape[0]):
         row = frequencies[t]
-        numbers, count, first, left = 0, 2, 0, total
+        numbers, left = 0, total
+        count: Any = 2
+        first: Any = 0
         while numbers < count:
             if place >= data.size:
                 return -1
@@ -461,7 +463,7 @@ def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int
                     return -1
             else:
                 row[first + numbers - 2] = number
-                left -= number
+                left -= int(number)
                 if number == total:
                     return -1
             numbers += 1
@@ -472,7 +474,8 @@ def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int
 
 def _without_zeros_numpy(symbols: Bytes, plane: Bytes) -> Bytes:
     """Return the bytes of `plane` [n] where `symbols` [n] is not 0."""
-    return plane[symbols != 0]
+    kept: Bytes = plane[symbols != 0]
+    return kept
 
 
 @jit(twin=_without_zeros_numpy)
@@ -481,7 +484,7 @@ def without_zeros(symbols: Bytes, plane: Bytes) -> Bytes:
     place = 0
     for i in range(plane.size):
         kept[place] = plane[i]
-        place += np.int64(symbols[i] != np.uint8(0))
+        place += 1 if symbols[i] != np.uint8(0) else 0
     return kept[:place].copy()
 
 

@@ -32,13 +32,18 @@ def index_of(
     1 for symbols that have a frequency; the others escape. Raw bits are uint8, one entry a weight whose class has any.
     """
     index = np.empty(points.shape, np.uint16)
-    low = np.empty(points.size if low_bits.any() else 0, np.uint8)
+    low = np.empty(points.size if points.size and _has_low_bits(rows, columns, low_bits) else 0, np.uint8)
     escapes = np.empty(points.size // 256 + 64, np.int32)  # of more, a second run gives all
     while True:
         counts = _index_of(np.ascontiguousarray(points), rows, columns, machine, low_bits, known, index, escapes, low)
         if counts[0] <= len(escapes):
             return index, escapes[: counts[0]], low[: counts[1]]
         escapes = np.empty(counts[0], np.int32)
+
+
+def _has_low_bits(rows: Classes, columns: Classes, low_bits: LowBits) -> bool:
+    """Say whether a class between the lowest and the highest has raw bits."""
+    return bool(low_bits[rows.min() + columns.min() : rows.max() + columns.max() + 1].any())
 
 
 def _index_of_numpy(
@@ -121,6 +126,8 @@ def _index_of(
             expanded[a - low_class] = 1
             for j in range(lanes):
                 table = a + columns[j]
+                if low_bits[u64(table)] > 0:
+                    expanded[a - low_class] = 2
                 one, two = (u64(table * 2), u64(table * 2 + 1)) if machine else (u64(table), u64(table))
                 least[j], most[j] = i16(max(lowest[one], lowest[two])), i16(min(highest[one], highest[two]))
         if points.itemsize == 2:
@@ -141,7 +148,7 @@ def _index_of(
         else:
             for j in range(lanes):
                 ks[j] = short[j]
-        if low.size:
+        if expanded[a - low_class] == 2:
             for j in range(lanes):
                 raw, k = low_bits[u64(a + columns[j])], i32(ks[j])
                 low[u64(lows)] = np.uint8(k & i32(i32(i32(1) << raw) - i32(1)))
@@ -262,7 +269,7 @@ def _decode_points(
     step: np.float32,
     values: NDArray[np.float32],
 ) -> int:
-    i16, i32, lanes, width = np.int16, np.int32, states.size, columns.size
+    i16, i32, u64, lanes, width = np.int16, np.int32, np.uint64, states.size, columns.size
     place: Any = 0
     b, mask = np.uint32(bits), np.uint32((1 << bits) - 1)
     to_class = i32(bits + 1 if machine else bits)
@@ -271,6 +278,7 @@ def _decode_points(
     symbols = np.empty(width, np.uint8)
     for j in range(width):
         base[j] = i32(columns[j] << to_class)
+    least, most = (columns.min(), columns.max()) if width else (i32(0), i32(-1))
     found: Any = 0
     lows: Any = 0
     for i in range(rows.size):
@@ -315,14 +323,17 @@ def _decode_points(
                             return -1
                         k[j] = escapes[found]
                         found += 1
-        if low.size:
+        fine = False
+        for c in range(a + least, a + most + 1):
+            fine |= low_bits[u64(c)] > 0
+        if fine:
             for j in range(width):
-                raw = low_bits[np.uint64(a + columns[j])]
+                raw = low_bits[u64(a + columns[j])]
                 some = np.int64(raw > 0)
                 if lows + some > low.size:
                     return -1
-                fine = i32(low[np.uint64(min(lows, low.size - 1))]) & i32(-some)
-                ks[j] = i32(i32(ks[j] << raw) | fine)
+                bits_of = i32(low[u64(min(lows, low.size - 1))]) & i32(-some) if low.size else i32(0)
+                ks[j] = i32(i32(ks[j] << raw) | bits_of)
                 lows += some
         if machine:
             for j in range(width):

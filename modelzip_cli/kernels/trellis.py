@@ -42,7 +42,7 @@ FORBIDDEN = 4448  # no branch costs more
 ONLY_ZERO = np.int16(0x3CC)  # the decisions that lead along even k, and both flags of zero
 
 # What differs between numba and plain Python: 16-bit arithmetic needs every constant to be an int16 argument.
-CONSTANTS = np.array([0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 32, 64, 96, 128, 181, 256, 512, 1200, FORBIDDEN, ONLY_ZERO], np.int16)
+CONSTANTS = np.array([0, 1, 2, 3, 4, 8, 16, 32, 64, 96, 128, 181, 256, 512, 1200, FORBIDDEN, ONLY_ZERO], np.int16)
 
 
 def trellis_path(weights: Block, step: np.float32, path_class: NDArray[np.int32], prices: Prices) -> Points:
@@ -73,11 +73,12 @@ def _folded(weights: Block, per_step: np.float32) -> tuple[Block, NDArray[np.int
 
     Returns the weights, the places (flat) of those that were changed, and what their points lack.
     """
-    nowhere = np.empty(0, np.int64)
-    if not weights.size or max(float(weights.max()), -float(weights.min())) * float(per_step) < FOLD - 1:
-        return weights, nowhere, np.empty(0, np.int32)
+    limit = np.float32((FOLD - 2) / float(per_step))
     flat = weights.reshape(-1)
-    far = np.flatnonzero(np.abs(flat) * per_step >= FOLD - 1)
+    if not weights.size or max(float(flat.max()), -float(flat.min())) < limit:
+        weights = weights if weights.flags.writeable else weights.copy()  # numba would compile for both kinds
+        return weights, np.empty(0, np.int64), np.empty(0, np.int32)
+    far = np.flatnonzero((flat >= limit) | (flat <= -limit))
     units = np.rint(np.minimum(np.abs(flat[far].astype(np.float64)) * float(per_step), MOST_UNITS)).astype(np.int64)
     near = FOLD - 128 + (units & 127)
     sign = np.where(flat[far] < 0, -1, 1)
@@ -145,10 +146,9 @@ def _forward(
     scratch: Prices,
 ) -> Prices:
     i16 = np.int16
-    c0, c1, c2, c3, c4 = constants[0], constants[1], constants[2], constants[3], constants[4]
-    c7, c8, c16, c32, c64 = constants[6], constants[7], constants[9], constants[10], constants[11]
-    c96, c128, c181, c256, c512 = constants[12], constants[13], constants[14], constants[15], constants[16]
-    c1200, never, only_zero = constants[17], constants[18], constants[19]
+    c0, c1, c2, c4, c8, c16 = constants[0], constants[1], constants[2], constants[4], constants[5], constants[6]
+    c32, c64, c96, c128, c181 = constants[7], constants[8], constants[9], constants[10], constants[11]
+    c256, c512, c1200, never, only_zero = constants[12], constants[13], constants[14], constants[15], constants[16]
     length, lanes = weights.shape[0], prices.shape[2]
     work = np.full(20 * 128, i16(3 * 4448), np.int16)  # one array: LLVM then proves that its rows do not overlap
     m0, m1, m2, m3 = work[0:128], work[128:256], work[256:384], work[384:512]
@@ -238,7 +238,6 @@ def _forward(
     return states
 
 
-
 def _trace_back_numpy(
     left: int,
     path_class: NDArray[np.int32],
@@ -248,7 +247,7 @@ def _trace_back_numpy(
     states: Prices,
     points: Prices,
 ) -> None:
-    """Go back from the last `states` and fill the lanes of `points` from `left` on, along the decisions in `scratch`."""
+    """Go back from the last `states`; fill the lanes of `points` from `left` on, along the decisions in `scratch`."""
     length, lanes = len(points), prices.shape[2]
     points = points[:, left : left + lanes]
     everything = np.arange(lanes)
@@ -276,8 +275,7 @@ def _trace_back(
     points: Prices,
 ) -> None:
     i16 = np.int16
-    c0, c1, c2, c3, c4 = constants[0], constants[1], constants[2], constants[3], constants[4]
-    c5, c7, c8, c9, c64, c128 = constants[5], constants[6], constants[7], constants[8], constants[11], constants[13]
+    c0, c1, c3, c64, c128 = constants[0], constants[1], constants[3], constants[8], constants[10]
     length, lanes = points.shape[0], prices.shape[2]
     work = np.empty(6 * 128, np.int16)
     d0, d1, ys, ds = work[0:128], work[128:256], work[256:384], work[384:512]

@@ -297,7 +297,7 @@ def decode_points(
     step: np.float32,
     values: NDArray[np.float32],
 ) -> int:
-    i16, i32, lanes, width = np.int16, np.int32, states.size, columns.size
+    i16, i32, u64, lanes, width = np.int16, np.int32, np.uint64, states.size, columns.size
     place: Any = 0
     b, mask = np.uint32(bits), np.uint32((1 << bits) - 1)
     to_class = i32(bits + 1 if machine else bits)
@@ -306,6 +306,7 @@ def decode_points(
     symbols = np.empty(width, np.uint8)
     for j in range(width):
         base[j] = i32(columns[j] << to_class)
+    least, most = (columns.min(), columns.max()) if width else (i32(0), i32(-1))
     found: Any = 0
     lows: Any = 0
     for i in range(rows.size):
@@ -341,14 +342,17 @@ def decode_points(
                             return -1
                         k[j] = escapes[found]
                         found += 1
-        if low.size:
+        fine = False
+        for c in range(a + least, a + most + 1):
+            fine |= low_bits[u64(c)] > 0
+        if fine:
             for j in range(width):
-                raw = low_bits[np.uint64(a + columns[j])]
+                raw = low_bits[u64(a + columns[j])]
                 some = np.int64(raw > 0)
                 if lows + some > low.size:
                     return -1
-                fine = i32(low[np.uint64(min(lows, low.size - 1))]) & i32(-some)
-                ks[j] = i32(i32(ks[j] << raw) | fine)
+                bits_of = i32(low[u64(min(lows, low.size - 1))]) & i32(-some) if low.size else i32(0)
+                ks[j] = i32(i32(ks[j] << raw) | bits_of)
                 lows += some
         if machine:
             for j in range(width):

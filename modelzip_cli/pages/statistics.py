@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import TYPE_CHECKING
 
 from modelzip_cli.errors import inert
 from modelzip_cli.figures import decibel, size
 from modelzip_cli.grouping import Group, group, most_of
-from modelzip_cli.predict import ENOUGH_DB, Prediction, recommended
+from modelzip_cli.predict import ENOUGH_DB, TARGETS, Prediction, recommended
 from modelzip_cli.render import Block, Pairs, Table
 from modelzip_cli.survey import FAR, TensorSurvey, bars_of, entropy, merged
 
@@ -37,13 +37,25 @@ def statistics_blocks(found: Inspection, *, verbose: bool = False) -> list[Block
     sizes = [tensor.bytes for tensor in surveyed]
     shown, rest = (groups, []) if verbose else most_of(groups, sizes)
     members = [(item, [statistics[surveyed[place].name] for place in item.members]) for item in groups]
-    rows = [_row(item, inside) for item, inside in members[: len(shown)]]
+    bits = [found.bits_of("lossless"), found.bits_of("ecq")]
+    rows: list[tuple[str, ...]] = [_row(item, inside, bits) for item, inside in members[: len(shown)]]
     if rest:
-        rows.append((f"({len(rest)} smaller groups)", "", "", "", "", ""))
+        rows.append((f"({len(rest)} smaller groups)", *[""] * 7))
     blocks: list[Block] = []
     if rows:
-        columns = ("weights", "log2 |w|", "from..to", "rms", "H", "note")
-        blocks.append(Table(columns, "lllrrl", tuple(rows)))
+        columns: tuple[str, ...] = (
+            "weights",
+            "log2 |w|",
+            "from..to",
+            "rms",
+            "H",
+            "exact",
+            f"{TARGETS[0]:g} dB",
+            "note",
+        )
+        if not any(row[5] or row[6] for row in rows):  # nothing is predicted of a compressed file
+            columns, rows = (*columns[:5], "note"), [(*row[:5], row[7]) for row in rows]
+        blocks.append(Table(columns, "lll" + "r" * (len(columns) - 4) + "l", tuple(rows)))
     best = recommended(list(found.predictions))
     if best is not None:
         lines = [_line(one, one is best) for one in found.predictions]
@@ -63,7 +75,7 @@ def sparkline(counts: Sequence[int]) -> str:
     return "".join(LEVELS[-(-len(LEVELS) * n // largest) - 1] if n else " " for n in counts)
 
 
-def _row(item: Group, members: list[TensorSurvey]) -> tuple[str, ...]:
+def _row(item: Group, members: list[TensorSurvey], bits: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     weights = sum(one.weights - one.nonfinite for one in members)
     histogram = merged([one.histogram for one in members])
     low, bars = bars_of(histogram)
@@ -73,8 +85,15 @@ def _row(item: Group, members: list[TensorSurvey]) -> tuple[str, ...]:
         "" if low is None else f"{low}..{low + len(bars)}",
         f"{(sum(one.signal for one in members) / weights) ** 0.5:.3g}" if weights else "",
         f"{entropy(histogram):.2f}" if weights else "",
+        *(_mean_bits(members, each) for each in bits),
         "; ".join(_notes(members)),
     )
+
+
+def _mean_bits(members: list[TensorSurvey], bits: Mapping[str, float]) -> str:
+    known = [one for one in members if one.name in bits and one.weights]
+    weights = sum(one.weights for one in known)
+    return f"{sum(bits[one.name] * one.weights for one in known) / weights:.2f}" if weights else ""
 
 
 def _share(part: int, whole: int) -> str:
@@ -118,12 +137,13 @@ def _common(fits: Sequence[Sequence[str]]) -> str | None:
 
 
 def _line(one: Prediction, best: bool) -> tuple[str, ...]:
+    name = one.scheme if one.min_sqnr is None else f"{one.scheme} {one.min_sqnr:g} dB"
     if not one.treated:
-        return one.scheme, "-", "-", "-", "nothing would get smaller"
+        return name, "-", "-", "-", "nothing would get smaller"
     what = "exact" if one.sqnr_db is None else ""
     error = decibel(one.sqnr_db)
     return (
-        one.scheme,
+        name,
         size(one.bytes),
         f"{one.ratio:.2f}x",
         error,
@@ -153,7 +173,7 @@ def _advice(found: Inspection, best: Prediction | None, members: list[tuple[Grou
         if sum(one.outliers for one in treated) > HEAVY * sum(one.weights for one in treated):
             heavy.append(item.label)
     if heavy:
-        advice.append(f"heavy tails (!) in {_listed(heavy)}: small groups (-g32) or nf4 suit them")
+        advice.append(f"heavy tails (!) in {_listed(heavy)}: of fixed bits, small groups (-g32) or nf4 suit them")
     return advice
 
 
@@ -169,7 +189,12 @@ def _options(one: Prediction) -> str:
 
 def _command(found: Inspection, best: Prediction) -> str:
     """A command that works when pasted: the recommended scheme, and int8 where that would lose too much."""
-    command = f"modelzip quantize {shlex.quote(found.path)} --scheme {best.scheme}{_options(best)}"
+    path = shlex.quote(found.path)
+    if best.scheme == "lossless":
+        return f"modelzip compress {path} --lossless{_options(best)}"
+    if best.min_sqnr is not None:
+        return f"modelzip compress {path} --min-sqnr {best.min_sqnr:g}{_options(best)}"
+    command = f"modelzip quantize {path} --scheme {best.scheme}{_options(best)}"
     if best.sqnr_db is None or best.sqnr_db < ENOUGH_DB or best.scheme == "int8":
         return command
     weak = [name for name, noise in best.by_tensor.items() if noise > 10 ** (-WEAK_DB / 10)]

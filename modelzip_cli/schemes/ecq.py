@@ -275,7 +275,7 @@ def _trellis_prices(tables: bytes, c: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=1024)
 def _grid_prices(table: bytes, c: int) -> tuple[int, int]:
-    """The threshold of zero and the shift of class c, in 1/256 of a step; 0.1 squared steps a bit, 0.15 at low rates."""
+    """The threshold of zero and the shift of class c, in 1/256 of a step; a bit costs 0.1 squared steps, or 0.15."""
     rates = np.frombuffer(table, np.int64)
     numerator, denominator = (1, 10) if c >= CENTRE else (3, 20)
     costs = _costs(rates, int(low_bits(False)[c]))

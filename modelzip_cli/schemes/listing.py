@@ -36,7 +36,7 @@ def list_schemes() -> list[SchemeLine]:
         example = parse_scheme(found.example)
         assert example is not None
         rows, columns = EXAMPLE_SHAPE
-        bits = round(8 * example.stored_bytes(rows, columns) / (rows * columns), 3)
+        bits = None if example.raw else round(8 * example.stored_bytes(rows, columns) / (rows * columns), 3)
         alone = sum(target.split(":")[0] == found.__module__.rpartition(".")[2] for target in SCHEMES.values()) == 1
         about = inspect.getdoc(sys.modules[found.__module__] if alone else found) or ""
         summary = about.splitlines()[0].split(": ", 1)[-1] if alone else about.split(":")[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modelzip_cli.predict import PREDICTED
+from modelzip_cli.predict import PREDICTED, TARGETS
 from tests.checkpoints import (
     every_dtype_pth,
     odd_names_pth,
@@ -108,7 +108,7 @@ def test_the_page_of_a_sample_ends_in_a_command_that_works(modelzip, sample, env
     run = modelzip("inspect", "--stats", name)
     assert (run.exit_code, run.stderr) == (0, "")
     last = run.stdout.splitlines()[-1]
-    assert last.startswith(f"next         modelzip quantize {name} --scheme ")
+    assert last == f"next         modelzip compress {name} --min-sqnr 20"
     pasted = paste(last.removeprefix("next"), tmp_path, environment)
     assert (pasted.returncode, pasted.stderr) == (0, "")
 
@@ -129,7 +129,9 @@ def test_json_is_what_the_schema_says(modelzip, tmp_path, name):
     ODD[name](tmp_path / name)
     found = modelzip("inspect", "--stats", name, "--json").json
     assert_is("inspection", found)
-    assert [one["scheme"] for one in found["predictions"]] == [*PREDICTED]
+    schemes = [one["scheme"] for one in found["predictions"]]
+    assert schemes[: 1 + len(PREDICTED)] == ["lossless", *PREDICTED]
+    assert set(schemes[1 + len(PREDICTED) :]) <= {"ecq"}
     for row in found["tensors"]:
         surveyed = row["dtype"] in ("f64", "f32", "f16", "bf16") and row["weights"] and not row["tied_to"]
         assert (row["statistics"] is not None) == surveyed
@@ -177,8 +179,20 @@ def test_figures_are_those_of_the_weights(modelzip, tmp_path):
 def test_every_scheme_has_a_row_and_one_is_recommended(modelzip, sample):
     lines = modelzip("inspect", "--stats", sample("docs_lm.safetensors")).stdout.splitlines()
     table = lines[next(place for place, line in enumerate(lines) if line.startswith("scheme ")) + 1 :]
-    assert [line.split()[0] for line in table[: len(PREDICTED)]] == [*PREDICTED]
+    names = ["lossless", *PREDICTED, *(f"ecq {target:g} dB" for target in TARGETS)]
+    assert [line[:10].strip() for line in table[: len(names)]] == names
     assert sum("recommended" in line for line in table) == 1
+
+
+def test_bits_of_a_tensor_are_predicted_as_they_then_are(modelzip, sample):
+    path = sample("digits_cnn.pth")
+    found = modelzip("inspect", "--stats", path, "--json").json
+    for scheme, options in (("lossless", ["--lossless"]), ("ecq", ["--min-sqnr", "20"])):
+        report = modelzip("compress", path, *options, "-o", f"{scheme}.safetensors", "--json").json
+        real = {row["name"]: row["bits_per_weight"] for row in report["tensors"] if row["status"] == "compressed"}
+        for row in found["tensors"]:
+            if row["name"] in real and row["statistics"]:
+                assert row["statistics"][f"{scheme}_bits"] == pytest.approx(real[row["name"]], rel=0.03)
 
 
 def test_verbose_has_a_row_for_every_float_tensor(modelzip, tmp_path):

@@ -130,10 +130,12 @@ def test_damaged_tables_are_refused_or_add_up(counts, data):
     written = planes.write_tables.twin(planes.normalised.twin(counts[:1], RATES)[0]).copy()
     place = data.draw(st.integers(0, min(len(written), 40) - 1))
     written[place] ^= data.draw(st.integers(1, 255))
-    end, read = same(planes.read_tables, written, 0, np.zeros((1, 256), np.int64), TOTAL, fills=[2])
+    read = np.zeros((2, 1, 256), np.int64)
+    end = planes.read_tables.compiled(written, 0, read[0], TOTAL)
+    assert planes.read_tables.twin(written, 0, read[1], TOTAL) == end
     if end >= 0:
-        assert read.sum() == TOTAL > read.max()
-        assert np.array_equal(planes.write_tables.twin(read), written[:end]) or read[0, written[0]] == 0
+        assert np.array_equal(read[0], read[1])
+        assert read[0].sum() == TOTAL > read[0].max()
 
 
 @given(hnp.arrays(np.uint8, st.integers(0, 300), elements=BYTES), st.data())

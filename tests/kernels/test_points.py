@@ -119,3 +119,11 @@ def test_any_words_states_and_lists_give_what_the_twin_gives(decoder, seed):
     assert taken == their_taken
     if taken >= 0:
         assert (values.tobytes(), ends.tobytes()) == (expected.tobytes(), their_ends.tobytes())
+
+
+def test_words_may_be_bytes_that_cannot_be_written(decoder):
+    codes = random_codes(7, 9, 70, machine=True)
+    states, words, escapes, raw = encoded(codes)
+    values, _, taken = decoded(decoder, codes, states, np.frombuffer(words.tobytes(), np.uint16), escapes, raw)
+    assert taken == len(words)
+    assert values.tobytes() == (codes.points.astype(np.float32) * STEP).tobytes()
