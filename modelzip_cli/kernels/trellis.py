@@ -11,8 +11,8 @@ own for zero. All of it is integer arithmetic: every CPU finds the same path.
 **Units.** Magnitudes `y` are in 1/32 of the step; costs in 1/128 of a squared step, so (y - 32 n)^2 >> 3. Prices of a
 class are 10 integers (`PRICES`): A0..A3 and B0, B1, so that the point n = 4m + r of the coset r, of quantizer
 q = r & 1, costs A_r + min(B_q m, 1200); Z0, Z1 for k = 0; D0, D1, the shift of the threshold between neighbours of a
-coset that follows from B_q. With 0 <= B <= 249 and all others at most 1,200, nothing leaves 16 bits: a branch costs at
-most 4,448, states differ by at most three branches, and four rows pass between renormalisations.
+coset that follows from B_q. With 0 <= B <= 249, D = B / 32 and all others at most 1,200, nothing leaves 16 bits: a
+branch costs at most 4,448, states differ by at most three branches, and four rows pass between renormalisations.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ def trellis_path(weights: Block, step: np.float32, path_class: NDArray[np.int32]
     points = np.empty((length, lanes), np.int16)
     tile = TILE if choice.runs_compiled() else lanes
     scratch = np.empty((2, length, tile), np.int16)
+    price = np.zeros((len(prices), len(PRICES), tile), np.int16)
     for left in range(0, lanes, tile):
-        price = np.ascontiguousarray(prices[:, :, left : left + tile])
-        states = _forward(block, left, per_step, path_class, price, CONSTANTS, scratch)
-        _trace_back(left, path_class, price, CONSTANTS, scratch, states, points)
+        width = min(tile, lanes - left)
+        price[:, :, :width] = prices[:, :, left : left + width]
+        states = _forward(block, left, width, per_step, path_class, price, CONSTANTS, scratch)
+        _trace_back(left, width, path_class, price, CONSTANTS, scratch, states, points)
     if not far.size:
         return points
     wide = points.astype(np.int32)
@@ -74,11 +76,11 @@ def _folded(weights: Block, per_step: np.float32) -> tuple[Block, NDArray[np.int
     Returns the weights, the places (flat) of those that were changed, and what their points lack.
     """
     limit = np.float32((FOLD - 2) / float(per_step))
+    weights = weights if weights.flags.writeable else weights.copy()  # numba would compile for both kinds
     flat = weights.reshape(-1)
-    if not weights.size or max(float(flat.max()), -float(flat.min())) < limit:
-        weights = weights if weights.flags.writeable else weights.copy()  # numba would compile for both kinds
-        return weights, np.empty(0, np.int64), np.empty(0, np.int32)
-    far = np.flatnonzero((flat >= limit) | (flat <= -limit))
+    far = _far(flat, limit)
+    if not far.size:
+        return weights, far, np.empty(0, np.int32)
     units = np.rint(np.minimum(np.abs(flat[far].astype(np.float64)) * float(per_step), MOST_UNITS)).astype(np.int64)
     near = FOLD - 128 + (units & 127)
     sign = np.where(flat[far] < 0, -1, 1)
@@ -87,9 +89,34 @@ def _folded(weights: Block, per_step: np.float32) -> tuple[Block, NDArray[np.int
     return folded, far, (sign * (units - near >> 5)).astype(np.int32)
 
 
+def _far_numpy(flat: Block, limit: np.float32) -> NDArray[np.int64]:
+    """The places of weights of at least `limit`, up or down."""
+    return np.flatnonzero((flat >= limit) | (flat <= -limit))
+
+
+@jit(twin=_far_numpy)
+def _far(flat: Block, limit: np.float32) -> NDArray[np.int64]:
+    found = np.empty(flat.size // 64 + 4096, np.int64)
+    count = 0
+    for start in range(0, flat.size, 4096):
+        part = flat[start : min(start + 4096, flat.size)]
+        rare = np.int32(0)
+        for i in range(part.size):
+            rare = np.int32(rare | np.int32(abs(part[i]) >= limit))
+        if rare:
+            if count + part.size > found.size:
+                found = np.concatenate((found, np.empty(found.size + part.size, np.int64)))
+            for i in range(part.size):
+                if abs(part[i]) >= limit:
+                    found[count] = start + i
+                    count += 1
+    return found[:count].copy()
+
+
 def _forward_numpy(
     weights: Block,
     left: int,
+    lanes: int,
     per_step: np.float32,
     path_class: NDArray[np.int32],
     prices: Prices,
@@ -101,14 +128,14 @@ def _forward_numpy(
     Returns the last state of the best path of each lane, int16 [lanes]. Bit s of a decision: the best path into state
     s comes from the second of its two predecessors; bits 8 and 9: the best even k of quantizer 0 and 1 is zero.
     """
-    length, lanes = len(weights), prices.shape[2]
+    length = len(weights)
     weights = weights[:, left : left + lanes]
     metrics = np.full((STATES, lanes), 3 * FORBIDDEN, np.int32)
     metrics[0] = 0
     for i in range(length):
         y = ((np.abs(weights[i] * per_step) + ROUND) - ROUND).astype(np.int32)
         y = np.maximum(y, weights[i] != 0)
-        price = prices[path_class[i]].astype(np.int32)
+        price = prices[path_class[i], :, :lanes].astype(np.int32)
         cost = []
         for r in range(4):
             m = np.maximum(y - price[8 + (r & 1)] + 64 - 32 * r, 128 if r == 0 else 0) >> 7
@@ -139,6 +166,7 @@ def _forward_numpy(
 def _forward(
     weights: Block,
     left: int,
+    lanes: int,
     per_step: np.float32,
     path_class: NDArray[np.int32],
     prices: Prices,
@@ -149,25 +177,22 @@ def _forward(
     c0, c1, c2, c4, c8, c16 = constants[0], constants[1], constants[2], constants[4], constants[5], constants[6]
     c32, c64, c96, c128, c181 = constants[7], constants[8], constants[9], constants[10], constants[11]
     c256, c512, c1200, never, only_zero = constants[12], constants[13], constants[14], constants[15], constants[16]
-    length, lanes = weights.shape[0], prices.shape[2]
-    work = np.full(20 * 128, i16(3 * 4448), np.int16)  # one array: LLVM then proves that its rows do not overlap
+    length = weights.shape[0]
+    work = np.full(10 * 128, i16(3 * 4448), np.int16)  # one array: LLVM then proves that its rows do not overlap
     m0, m1, m2, m3 = work[0:128], work[128:256], work[256:384], work[384:512]
     m4, m5, m6, m7 = work[512:640], work[640:768], work[768:896], work[896:1024]
-    a0, a1, a2, a3 = work[1024:1152], work[1152:1280], work[1280:1408], work[1408:1536]
-    p0, p1, z0, z1 = work[1536:1664], work[1664:1792], work[1792:1920], work[1920:2048]
-    d0, d1, ys, ds = work[2048:2176], work[2176:2304], work[2304:2432], work[2432:2560]
+    ys, ds = work[1024:1152], work[1152:1280]
     m0[:] = c0
-    now = -1
     for i in range(length):
         row = weights[i, left : left + lanes]
         for j in range(lanes):
             w = row[j]
             near = (abs(w * per_step) + np.float32(12582912.0)) - np.float32(12582912.0)
             ys[j] = i16(max(np.int32(near), np.int32(w != np.float32(0))))
-        if path_class[i] != now:
-            now = path_class[i]
-            for k in range(10):
-                work[(8 + k) * 128 : (8 + k) * 128 + lanes] = prices[now, k]
+        price = prices[path_class[i]].reshape(-1)
+        a0, a1, a2, a3 = price[0:128], price[128:256], price[256:384], price[384:512]
+        p0, p1, z0, z1 = price[512:640], price[640:768], price[768:896], price[896:1024]
+        d0, d1 = price[1024:1152], price[1152:1280]
         for j in range(lanes):
             y = ys[j]
             t0, t1 = i16(i16(y - d0[j]) + c64), i16(i16(y - d1[j]) + c64)
@@ -240,6 +265,7 @@ def _forward(
 
 def _trace_back_numpy(
     left: int,
+    lanes: int,
     path_class: NDArray[np.int32],
     prices: Prices,
     constants: Prices,
@@ -248,12 +274,12 @@ def _trace_back_numpy(
     points: Prices,
 ) -> None:
     """Go back from the last `states`; fill the lanes of `points` from `left` on, along the decisions in `scratch`."""
-    length, lanes = len(points), prices.shape[2]
+    length = len(points)
     points = points[:, left : left + lanes]
     everything = np.arange(lanes)
     state = states.astype(np.int32)
     for i in reversed(range(length)):
-        price, signed = prices[path_class[i]].astype(np.int32), scratch[0, i, :lanes].astype(np.int32)
+        price, signed = prices[path_class[i], :, :lanes].astype(np.int32), scratch[0, i, :lanes].astype(np.int32)
         decision = scratch[1, i, :lanes].astype(np.int32)
         bit, q = decision >> state & 1, state >> 2
         parity = bit ^ (state >> 1 & 1)
@@ -267,6 +293,7 @@ def _trace_back_numpy(
 @jit(twin=_trace_back_numpy)
 def _trace_back(
     left: int,
+    lanes: int,
     path_class: NDArray[np.int32],
     prices: Prices,
     constants: Prices,
@@ -276,20 +303,18 @@ def _trace_back(
 ) -> None:
     i16 = np.int16
     c0, c1, c3, c64, c128 = constants[0], constants[1], constants[3], constants[8], constants[10]
-    length, lanes = points.shape[0], prices.shape[2]
-    work = np.empty(6 * 128, np.int16)
-    d0, d1, ys, ds = work[0:128], work[128:256], work[256:384], work[384:512]
-    now, ns = work[512:640], work[640:768]
-    now[:lanes] = states
-    shifts = -1
+    length = points.shape[0]
+    work = np.empty(4 * 128, np.int16)
+    ys, ds, now, ns = work[0:128], work[128:256], work[256:384], work[384:512]
+    for j in range(lanes):
+        now[j] = states[j]
     for back in range(length):
         i = length - 1 - back
-        if path_class[i] != shifts:
-            shifts = path_class[i]
-            d0[:lanes] = prices[shifts, 8]
-            d1[:lanes] = prices[shifts, 9]
-        ys[:lanes] = scratch[0, i, :lanes]
-        ds[:lanes] = scratch[1, i, :lanes]
+        price = prices[path_class[i]].reshape(-1)
+        d0, d1 = price[1024:1152], price[1152:1280]
+        signed, decided = scratch[0, i], scratch[1, i]
+        for j in range(lanes):
+            ys[j], ds[j] = signed[j], decided[j]
         for j in range(lanes):
             y, d, s, delta0, delta1 = i16(abs(ys[j])), ds[j], now[j], d0[j], d1[j]
             s0, s1, s2 = i16(s & c1), i16(i16(s >> 1) & c1), i16(s >> 2)

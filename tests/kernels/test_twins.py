@@ -203,7 +203,12 @@ def forward(draw: st.DrawFn) -> Arguments:
     _, length, lanes, weights, classes, prices = draw(paths())
     left = draw(st.integers(0, lanes - 1))
     scratch = np.zeros((2, length, 128), np.int16)
-    return weights, left, np.float32(32), classes, np.ascontiguousarray(prices[:, :, left:]), CONSTANTS, scratch
+    return weights, left, lanes - left, np.float32(32), classes, padded(prices[:, :, left:]), CONSTANTS, scratch
+
+
+def padded(prices: Any) -> Any:
+    """Prices as a tile of 128 lanes has them."""
+    return np.concatenate([prices, np.zeros((*prices.shape[:2], 128 - prices.shape[2]), np.int16)], axis=2)
 
 
 @st.composite
@@ -214,7 +219,7 @@ def trace_back(draw: st.DrawFn) -> Arguments:
     scratch[0] = random.integers(-(2**14), 2**14 + 1, scratch[0].shape)
     scratch[1] = random.integers(0, 1024, scratch[1].shape)
     states = random.integers(0, 8, lanes).astype(np.int16)
-    return 0, classes, prices, CONSTANTS, scratch, states, np.zeros((length, lanes), np.int16)
+    return 0, lanes, classes, padded(prices), CONSTANTS, scratch, states, np.zeros((length, lanes), np.int16)
 
 
 @st.composite
@@ -233,12 +238,13 @@ def decoded(returned: int, filled: Arguments) -> Arguments:
 Results = Callable[[Any, Arguments], Arguments]
 
 RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what must agree
+    "sums.energies": lambda rows, given: (rows, given[1]),
     "rans._encode": lambda begin, given: (begin, given[3], given[4][begin:]),
     "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[5])),
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
-    "trellis._forward": lambda states, given: (states, given[6]),
-    "trellis._trace_back": lambda nothing, given: (given[6],),
+    "trellis._forward": lambda states, given: (states, given[7]),
+    "trellis._trace_back": lambda nothing, given: (given[7],),
     "trellis._grid_points": lambda nothing, given: (given[4],),
 }
 RESULTS |= {f"vector.{name}": RESULTS[f"rans._{name}"] for name in ("encode", "decode_symbols")}
@@ -265,6 +271,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "sums.error_sums": two_slabs(),
     "sums.magnitude_sums": st.tuples(any_weight(min_side=1), GROUP_SIZES),
     "sums.fit_sums": grid([3, 15, 254, 255, 2**16 - 2]),
+    "sums.energies": any_weight(min_side=1).map(lambda block: (block, np.zeros(block.shape[1]))),
     "rans._encode": codes().map(encoding),
     "rans._decode_symbols": codes().map(decoding),
     "points._index_of": codes().map(indexing),
@@ -272,6 +279,9 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "vector.encode": codes().map(encoding),
     "vector.decode_symbols": codes().map(decoding),
     "vector.decode_points": codes().map(point_decoding),
+    "trellis._far": hnp.arrays(np.float32, st.integers(0, 9000), elements=st.floats(-4, 4, width=32)).map(
+        lambda weights: (weights, np.float32(3))
+    ),
     "trellis._forward": forward(),
     "trellis._trace_back": trace_back(),
     "trellis._grid_points": plain_grid(),

@@ -1,0 +1,69 @@
+"""What runs of `ecq` and `lossless` would write, from samples: for the front and for `inspect --stats`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+
+from modelzip_cli.coders.lossless import pack
+from modelzip_cli.output import file_container, planned_size
+from modelzip_cli.plan import Plan, TensorPlan, plan_compression, sampled
+from modelzip_cli.recipe import Recipe
+from modelzip_cli.source import Checkpoint
+from modelzip_cli.tensors import TensorSpec
+
+
+class Estimate:
+    """Plans of a native output as `recipe` says, with sizes that are close."""
+
+    def __init__(self, source: Checkpoint, recipe: Recipe, executor: Executor) -> None:
+        self.source, self.recipe, self.executor = source, recipe, executor
+        self.allocator = sampled(source, recipe, executor)
+        self.container = "hf-directory" if source.container == "hf-directory" else "safetensors"
+        self._lossless: dict[str, int] = {}
+
+    def plan(self, step: float | None = None) -> Plan:
+        """The plan of that step of `ecq`."""
+        plan = plan_compression(
+            self.source,
+            self.recipe,
+            command="compress",
+            container=file_container(self.source, self.container, self.recipe.layout),
+            executor=self.executor,
+            allocator=self.allocator,
+            step=step,
+        )
+        kept = [tensor.spec for tensor in plan.tensors if tensor.scheme and tensor.scheme.raw and not tensor.tie]
+        self._lossless |= lossless_sizes(
+            self.source, [spec for spec in kept if spec.name not in self._lossless], self.executor
+        )
+        return replace(plan, tensors=tuple(_sized(tensor, self._lossless) for tensor in plan.tensors))
+
+    def size(self, plan: Plan) -> int:
+        """Bytes of the files that it would write."""
+        return planned_size(plan, self.source, self.container)
+
+
+def lossless_sizes(source: Checkpoint, specs: Sequence[TensorSpec], executor: Executor) -> dict[str, int]:
+    """About the bytes that tensors take losslessly, by name."""
+    found = executor.map(lambda spec: _lossless_bytes(source, spec), specs)
+    return dict(zip((spec.name for spec in specs), found, strict=True))
+
+
+def _lossless_bytes(source: Checkpoint, spec: TensorSpec) -> int:
+    """The middle slab is packed; the others are taken to be like it."""
+    slabs = list(spec.unit_slabs())
+    if not slabs:
+        return 0
+    first, last = slabs[len(slabs) // 2]
+    packed = len(pack(source.read(spec.name, first, last), spec.dtype, spec.matrix[1]))
+    return packed * spec.units // (last - first)
+
+
+def _sized(tensor: TensorPlan, sizes: Mapping[str, int]) -> TensorPlan:
+    """With its size, where it is stored losslessly."""
+    if tensor.scheme is None or not tensor.scheme.raw or tensor.spec.name not in sizes:
+        return tensor
+    parts = (part.sized(sizes[tensor.spec.name]) if part.coded else part for part in tensor.parts)
+    return replace(tensor, parts=tuple(parts))
