@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
@@ -25,14 +25,15 @@ from torch import Tensor, nn
 
 SAMPLES = HERE.parent / "sample_models"
 sys.path.insert(0, str(SAMPLES))
-os.environ.setdefault("MODELZIP_KERNELS", "numpy")  # the same bytes as numba, and nothing here is large
+os.environ.setdefault("MODELZIP_KERNELS", "numba")  # the same bytes as numpy, and `ecq` is tried many times
 
 from evaluate import SAMPLES as MODELS  # noqa: E402
 from evaluate import Sample, shapes, widen  # noqa: E402
 from train import predict  # noqa: E402
 
 from modelzip_cli import load_file  # noqa: E402
-from modelzip_cli.recipe import Recipe, Rule  # noqa: E402
+from modelzip_cli.errors import Unreachable  # noqa: E402
+from modelzip_cli.recipe import DEFAULTS, LEAST_WEIGHTS, Goal, Recipe, Rule  # noqa: E402
 from modelzip_cli.report import Report  # noqa: E402
 from modelzip_cli.single import Settings, compress_file  # noqa: E402
 
@@ -52,7 +53,14 @@ SCHEMES = (
     *("nf4", "codebook4", "codebook3", "codebook2"),
     *("fixed8", "fixed6", "fixed4-mse"),
     *("ternary", "ternary-g64", "binary", "binary-g64", "binary-m2", "binary-m2-g64"),
+    *(f"ecq-s{step}" for step in (1.2, 0.8, 0.55, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05)),
+    "lossless",
 )
+SPARED = tuple(f"ecq-s{step}" for step in (0.8, 0.4, 0.28, 0.2, 0.14, 0.1))  # once more, embeddings nearly exact
+NEARLY_EXACT = "ecq-s0.02"  # for what fixed-bit schemes leave at 8 bits or keep: 40 dB, some 7 bits
+FINEST = "ecq-s0.01"
+MATCHED = ("int8", "int5", "int4-g128", "nf4", "codebook4", "int3", "codebook3", "int2", "codebook2", "binary")
+WITHOUT_MATCHES = ("docs_lm_trainer.pth",)  # the weights of docs_lm.safetensors in float32
 EVERYWHERE = ("int4-g128", "int2")  # once more, without the rules that keep some matrices at more bits
 REPAIRED = ("int3", "int2", "int2-mse", "int2-g32-mse", "codebook2", "binary-m2", "ternary", "ternary-g64", "binary")
 ORIGINAL = "original"
@@ -75,12 +83,26 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Match:
+    """`ecq` in at most the bytes of `cell`: change is what it has more or less than that scheme, error is paired.
+
+    `plain` and `spared` are None where no step on offer has that size, and `spared` where the model has nothing to
+    spare.
+    """
+
+    cell: Cell
+    plain: Cell | None
+    spared: Cell | None
+
+
+@dataclass(frozen=True)
 class Measured:
     """One checkpoint: its cells, the uncompressed one first."""
 
     source: Path
     sample: Sample
     cells: tuple[Cell, ...]
+    matches: tuple[Match, ...] = ()
 
     @property
     def better(self) -> int:
@@ -141,27 +163,72 @@ def compress(source: Path, output: Path, recipe: Recipe) -> Report:
 
 def recipe_everywhere(source: Path, scheme: str) -> Recipe:
     """`scheme` for every matrix, by `--set NAME=SCHEME`: small ones, embeddings and classifiers too."""
-    matrices = [name for name, tensor in load_file(source).items() if tensor.ndim >= 2 and tensor.is_floating_point()]
-    return Recipe(scheme, rules=tuple(Rule(name, scheme) for name in matrices))
+    return Recipe(scheme, rules=tuple(Rule(name, scheme) for name in matrices(source, 0)))
 
 
-def measure(source: Path, schemes: Sequence[str], everywhere: Sequence[str], folder: Path) -> Measured:
-    """All cells of one checkpoint."""
+def sparing(source: Path) -> tuple[Rule, ...]:
+    """A nearly exact `ecq` for what fixed-bit schemes leave at 8 bits or keep by name, by `--set NAME=ecq-s0.02`; no
+    rules where that is more than a tenth of the weights."""
+    tensors = load_file(source)
+    large = matrices(source, LEAST_WEIGHTS)
+    spared = [name for name in large if any(default.matches(name) for default in DEFAULTS)]
+    few = 10 * sum(tensors[name].numel() for name in spared) <= sum(tensors[name].numel() for name in large)
+    return tuple(Rule(name, NEARLY_EXACT) for name in spared) if few else ()
+
+
+def matrices(source: Path, least: int) -> list[str]:
+    """Names of the matrices with at least so many weights."""
+    found = load_file(source).items()
+    return [name for name, each in found if each.ndim >= 2 and each.is_floating_point() and each.numel() >= least]
+
+
+def measure(
+    source: Path, schemes: Sequence[str], everywhere: Sequence[str], matched: Sequence[str], folder: Path
+) -> Measured:
+    """All cells of one checkpoint. `matched`: the schemes that are met by `ecq` at equal size."""
     sample, model = recognise(load_file(source))
     before = scores(sample, model)
     cells = [Cell(ORIGINAL, source.stat().st_size, None, None, float(before.mean()), 0.0, 0.0)]
+    rules = sparing(source)
     recipes = [(scheme, Recipe(scheme)) for scheme in schemes]
     recipes += [(f"{scheme} everywhere", recipe_everywhere(source, scheme)) for scheme in everywhere]
+    if everywhere and rules:
+        recipes += [(f"{scheme} spared", Recipe(scheme, rules=rules)) for scheme in SPARED]
+    found: dict[str, NDArray[np.float64]] = {}
     for name, recipe in recipes:
-        small = folder / "small.safetensors"
-        report = compress(source, small, recipe)
-        after = scores(*recognise(load_file(small)))
-        difference = after - before
-        error = difference.std(ddof=1) / np.sqrt(len(difference))
-        bits, sqnr = report.totals["bits_per_weight"], report.totals["sqnr_db"]
-        value = float(after.mean())
-        cells.append(Cell(name, small.stat().st_size, bits, sqnr, value, value - cells[0].value, float(error)))
-    return Measured(source, sample, tuple(cells))
+        cell, found[name] = tried(source, name, recipe, before, folder)
+        cells.append(cell)
+    matches = []
+    for cell in cells:
+        if cell.scheme in matched or (matched and cell.scheme.endswith(" everywhere")):
+            plain, spared = [
+                met(source, Recipe(FINEST, rules=each), cell.bytes, found[cell.scheme], folder) for each in ((), rules)
+            ]
+            matches.append(Match(cell, plain, spared if rules else None))
+    return Measured(source, sample, tuple(cells), tuple(matches))
+
+
+def tried(
+    source: Path, name: str, recipe: Recipe, before: NDArray[np.float64], folder: Path
+) -> tuple[Cell, NDArray[np.float64]]:
+    """One cell, and the scores in it; change and error are against `before`."""
+    small = folder / "small.safetensors"
+    report = compress(source, small, recipe)
+    after = scores(*recognise(load_file(small)))
+    error = (after - before).std(ddof=1) / np.sqrt(len(after))
+    bits, sqnr, value = report.totals["bits_per_weight"], report.totals["sqnr_db"], float(after.mean())
+    return Cell(name, small.stat().st_size, bits, sqnr, value, value - float(before.mean()), float(error)), after
+
+
+def met(source: Path, recipe: Recipe, most: int, other: NDArray[np.float64], folder: Path) -> Cell | None:
+    """What `ecq` gives in `most` bytes, against the scores of another file; the finest step where that takes less."""
+    for each in (replace(recipe, scheme="ecq", goal=Goal("target_size", most)), recipe):
+        try:
+            cell = tried(source, "ecq", each, other, folder)[0]
+        except Unreachable:
+            continue
+        return cell if cell.bytes <= most else None
+    return None
 
 
 # --- what breaks a model with batch norm ----------------------------------------------------------------------------
@@ -259,11 +326,45 @@ def overview(models: Sequence[Measured]) -> str:
     """One table: schemes down, checkpoints across, the metric in the cells."""
     heads = ["scheme", *(f"`{measured.source.name}`, {unit(measured)}" for measured in models)]
     rows = []
-    for cell in models[0].cells:
-        found = [measured.cell(cell.scheme) for measured in models]
-        values = [figure(each.value, measured.digits) for each, measured in zip(found, models, strict=True)]
-        rows.append([written_name(cell.scheme), *values])
+    for scheme in dict.fromkeys(cell.scheme for measured in models for cell in measured.cells):
+        values = [
+            next((figure(cell.value, measured.digits) for cell in measured.cells if cell.scheme == scheme), "-")
+            for measured in models
+        ]
+        rows.append([written_name(scheme), *values])
     return markdown(heads, rows)
+
+
+def matched_table(measured: Measured) -> list[list[str]]:
+    """Rows of the comparison at equal size."""
+    rows = []
+    for match in measured.matches:
+        row = [written_name(match.cell.scheme), f"{match.cell.bytes:,}", figure(match.cell.sqnr_db, 1)]
+        row.append(figure(match.cell.value, measured.digits))
+        for cell in (match.plain, match.spared) if has_spared(measured) else (match.plain,):
+            row += (
+                ["-", "-", "-"]
+                if cell is None
+                else [
+                    figure(cell.sqnr_db, 1),
+                    figure(cell.value, measured.digits),
+                    f"{signed(cell.change, measured.digits)} ± {figure(cell.error, measured.digits)}",
+                ]
+            )
+        rows.append(row)
+    return rows
+
+
+def has_spared(measured: Measured) -> bool:
+    """Whether anything was spared."""
+    return any(match.spared for match in measured.matches)
+
+
+def matched_columns(measured: Measured) -> list[str]:
+    """Heads of the comparison at equal size."""
+    ends = ["", " spared"] if has_spared(measured) else [""]
+    heads = ["scheme", "bytes", "SQNR dB", unit(measured)]
+    return heads + [head for end in ends for head in (f"ecq{end}, SQNR dB", unit(measured), "difference")]
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -311,6 +412,9 @@ def write_page(models: Sequence[Measured], repaired: Sequence[Sequence[str]]) ->
     PICTURES.mkdir(exist_ok=True)
     for measured in models:
         page = fill(page, measured.source.name, markdown(columns(measured), table(measured)))
+        if measured.matches:
+            matched = markdown(matched_columns(measured), matched_table(measured))
+            page = fill(page, f"{measured.source.name} at equal size", matched)
         (PICTURES / f"{measured.source.stem}.svg").write_text(picture(measured))
     PAGE.write_text(page)
 
@@ -347,8 +451,12 @@ def main() -> None:
     with common.scratch(options.tmp) as folder:
         models = []
         for name in options.models:
-            models.append(measure(SAMPLES / name, options.schemes, EVERYWHERE if whole else (), folder))
+            everywhere, matched = (EVERYWHERE, () if name in WITHOUT_MATCHES else MATCHED) if whole else ((), ())
+            models.append(measure(SAMPLES / name, options.schemes, everywhere, matched, folder))
             common.print_table(f"{name}; `±` is one standard error", columns(models[-1]), table(models[-1]))
+            if models[-1].matches:
+                heads = matched_columns(models[-1])
+                common.print_table(f"{name}, and ecq at equal size", heads, matched_table(models[-1]))
         repaired = repair(SAMPLES / SOURCES[0], REPAIRED, folder) if whole else []
     if whole:
         common.print_table("The image model, and what breaks it", REPAIR_COLUMNS, repaired)

@@ -1,8 +1,8 @@
 """The pictures of docs/quality.md: size across, loss of quality down, in SVG. Imports nothing but the library.
 
 Size is on a logarithmic axis. Loss is on one that is linear near 0 and logarithmic beyond (asinh), so that schemes
-which cost nothing and schemes which cost everything can be told apart in one picture. Light and dark mode are told by
-the viewer; the picture paints its own background.
+which cost nothing and schemes which cost everything can be told apart in one picture. The steps of `ecq` are joined by
+a line. Light and dark mode are told by the viewer; the picture paints its own background.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 900, 560
+WIDTH, HEIGHT = 1000, 640
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 52, 84  # margins
 LETTER, LINE = 6.65, 13  # of a label: 11 px monospace
 TOGETHER = 5  # pixels between points that share a label
@@ -23,15 +23,20 @@ FAMILIES = (  # name, schemes, marker
     ("fixed point", ("fixed",), "square"),
     ("codebooks", ("nf4", "codebook"), "triangle"),
     ("ternary, binary", ("ternary", "binary"), "wedge"),
+    ("ecq", ("ecq",), "hexagon"),
+    ("lossless", ("lossless",), "bar"),
 )
 STYLE = """
   svg { --back: #ffffff; --ink: #1f2328; --soft: #59636e; --grid: #e4e8ec; --front: #8c959f;
-        --f0: #1f2328; --f1: #1a7f37; --f2: #0969da; --f3: #9a6700; --f4: #8250df; --f5: #cf222e; }
+        --f0: #1f2328; --f1: #1a7f37; --f2: #0969da; --f3: #9a6700; --f4: #8250df; --f5: #cf222e;
+        --f6: #bf3989; --f7: #1b7c83; }
   @media (prefers-color-scheme: dark) {
     svg { --back: #0d1117; --ink: #e6edf3; --soft: #9198a1; --grid: #262c36; --front: #6e7681;
-          --f0: #e6edf3; --f1: #3fb950; --f2: #58a6ff; --f3: #d29922; --f4: #bc8cff; --f5: #ff7b72; } }
+          --f0: #e6edf3; --f1: #3fb950; --f2: #58a6ff; --f3: #d29922; --f4: #bc8cff; --f5: #ff7b72;
+          --f6: #f778ba; --f7: #39c5cf; } }
   .back { fill: var(--back); } .grid { stroke: var(--grid); fill: none; } .zero { stroke: var(--soft); }
   .front { stroke: var(--front); stroke-width: 1.5; stroke-dasharray: 5 3; fill: none; }
+  .curve { stroke-width: 1.5; opacity: 0.7; fill: none; }
   text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
   .title { fill: var(--ink); font-size: 15px; font-weight: 600; }
   .label { font: 11px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; paint-order: stroke;
@@ -132,6 +137,7 @@ def draw(title: str, points: Sequence[Point], step: float, axis: str) -> str:
         text(LEFT, 40, f"{axis}; up and left is better; dashed: no smaller file scores as well", "", "start"),
         *grid(scale),
         front(points, scale),
+        *curves(points, scale),
     ]
     for heap, label in zip(heaps, labels, strict=True):
         x0, y0, x1, y1 = label.line
@@ -188,6 +194,15 @@ def front(points: Sequence[Point], scale: Scale) -> str:
     return f'<path class="front" d="{path}"/>'
 
 
+def curves(points: Sequence[Point], scale: Scale) -> Iterable[str]:
+    """A line through the steps of `ecq`, and one through those with words beside the scheme."""
+    steps = [point for point in points if point.label.startswith("ecq")]
+    for words in sorted({point.label.partition(" ")[2] for point in steps}):
+        line = sorted((scale.x(p.bytes), scale.y(p.loss)) for p in steps if p.label.partition(" ")[2] == words)
+        kind = family(steps[0].label)
+        yield f'<path class="curve l{kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in line)}"/>'
+
+
 def marker(kind: int, x: float, y: float) -> str:
     """The marker of a family around x, y."""
     shape = FAMILIES[kind][2]
@@ -200,6 +215,8 @@ def marker(kind: int, x: float, y: float) -> str:
         "diamond": ((0, -5.2), (5.2, 0), (0, 5.2), (-5.2, 0)),
         "triangle": ((0, -5), (4.8, 3.6), (-4.8, 3.6)),
         "wedge": ((0, 5), (4.8, -3.6), (-4.8, -3.6)),
+        "hexagon": ((-5, 0), (-2.5, -4.4), (2.5, -4.4), (5, 0), (2.5, 4.4), (-2.5, 4.4)),
+        "bar": ((-5.5, -2.5), (5.5, -2.5), (5.5, 2.5), (-5.5, 2.5)),
     }[shape]
     outline = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon class="f{kind}" points="{outline}"/>'
@@ -211,7 +228,7 @@ def legend() -> Iterable[str]:
     for kind, (name, _, _) in enumerate(FAMILIES):
         yield marker(kind, x + 5, HEIGHT - 18)
         yield text(x + 15, HEIGHT - 14, name, "", "start")
-        x += 44 + 6.4 * len(name)
+        x += 40 + 6 * len(name)
     yield text(WIDTH - RIGHT, HEIGHT - 14, "bold: on the dashed line", "", "end")
 
 

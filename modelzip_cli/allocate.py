@@ -28,13 +28,13 @@ from modelzip_cli.tensors import TensorSpec
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
-SAMPLED = 6 << 20  # weights of all tensors together, float32 in memory
+SAMPLED = 4 << 20  # weights of all tensors together, float32 in memory
 LEAST_LANES = 32
 ENOUGH = 500  # symbols; with fewer a table says more about chance than about the weights
-ESCAPED = 20 << 8  # 1/256 bit that an escape takes beyond its symbol: 2 bytes and what its absence costs others
+ESCAPED = 8 << 8  # 1/256 bit that an escape takes beyond its symbol, in a slab without outliers
 DIGITS = 5  # of a step: at most 0.01 % apart, 0.0002 bit
 TRIES = 12
-CLOSE = 0.0004  # how near to a goal a prediction has to come
+CLOSE = 0.0008  # how near to a goal a prediction has to come
 LEAST_SQNR = 10 ** (3 / 10)  # signal over noise of any tensor: below 3 dB zeros would do nearly as well
 
 Read = Callable[[TensorSpec, int, int], "Block"]
@@ -94,11 +94,12 @@ class Allocation:
     loss: dict[str, float]
     signal: dict[str, float]
     weights: int = 0
+    bias: tuple[float, float] = (1.0, 1.0)  # what bytes and noise come to, over what is predicted
 
     @cached_property
     def stored(self) -> int:
         """Predicted bytes of all treated tensors, tables included."""
-        return sum(self.bytes.values()) + table_bytes(self.tables)
+        return math.ceil(sum(self.bytes.values()) * self.bias[0]) + table_bytes(self.tables)
 
     @property
     def worst(self) -> float:
@@ -110,7 +111,7 @@ class Allocation:
         """Noise over signal of all treated weights."""
         signal = math.fsum(self.signal.values())
         noise = math.fsum(self.loss[name] * self.signal[name] for name in self.loss)
-        return noise / signal if signal > 0 else 0.0
+        return noise / signal * self.bias[1] if signal > 0 else 0.0
 
     @property
     def sqnr_db(self) -> float | None:
@@ -135,6 +136,7 @@ class Allocator:
     sampled: Sequence[Sampled]
     executor: Executor
     known: dict[float, Allocation] = field(default_factory=dict)
+    bias: tuple[float, float] | None = None
 
     def at(self, step: float) -> Allocation:
         """The allocation at `step` times the root mean square for all tensors that have no step of their own."""
@@ -161,7 +163,7 @@ class Allocator:
         weights = sum(each.spec.size for each in self.sampled)
         bits = 8 * most / max(weights, 1)
         best, fine, coarse = None, LEAST_STEP, MOST_STEP
-        step = rounded(min(max(2.0 ** (1.1 - bits), LEAST_STEP), 1.0))
+        step = rounded(min(max(self._towards(most, bits), LEAST_STEP), 1.0))
         for _ in range(TRIES):
             found = self.at(step)
             if found.stored <= most:
@@ -172,14 +174,23 @@ class Allocator:
                 fine = max(fine, step)
             if coarse <= fine * 1.0001:
                 break
-            # a bit less for each doubling of the step; half of the closeness is left to spare
-            towards = step * 2.0 ** ((found.stored / most - 1 + CLOSE / 2) * bits)
-            step = rounded(min(max(towards, fine), coarse))
+            step = rounded(min(max(self._towards(most * (1 - CLOSE / 2), bits), fine), coarse))
             if step in self.known:
                 step = rounded(math.sqrt(fine * coarse))
         if best is None:
             best = self.coarsest()
         return best if best.stored <= most and best.worst <= 1 / LEAST_SQNR else None
+
+    def _towards(self, most: float, bits: float) -> float:
+        """The step that should store `most` bytes, `bits` a weight, by the two nearest that were tried."""
+        tried = sorted(self.known.values(), key=lambda each: abs(each.stored - most))[:2]
+        if not tried:
+            return 2.0 ** (1.1 - bits)
+        slope = 1.0  # bits that a doubling of the step saves: one at high rates, fewer at low ones and of sparse weights
+        if len(tried) == 2 and tried[0].step != tried[1].step:
+            slope = bits * (tried[0].stored - tried[1].stored) / most / math.log2(tried[1].step / tried[0].step)
+            slope = min(max(slope, 0.2), 1.5)
+        return tried[0].step * 2.0 ** ((tried[0].stored / most - 1) * bits / slope)
 
     def of_loss(self, most: float) -> Allocation | None:
         """The coarsest step that is predicted to lose at most `most` noise over signal of all weights together."""
@@ -214,7 +225,30 @@ class Allocator:
             for trellis in machines:
                 counts = sum(trial.counts for trial in trials if trial.scheme.trellis == trellis)
                 tables[trellis] = Tables(_learnt(np.asarray(counts), _from_priors(trellis)))
-        return self._chosen(step, machines, tables, trials)
+        found = self._chosen(step, machines, tables, trials)
+        if self.bias is None:
+            self.bias = self._bias(step, found, tables)
+        return replace(found, bias=self.bias)
+
+    def _bias(self, step: float, found: Allocation, tables: dict[bool, Tables]) -> tuple[float, float]:
+        """What another pass, priced by the tables that were learnt last, makes of bytes and of noise: a little less of
+        the one and more of the other. It is nearly the same at all steps, so it is looked at once."""
+        again = []
+        for each in self.sampled:
+            number = found.set_of[each.spec.name]
+            priced = dict.fromkeys(tables, found.prices[number])
+            again.append(partial(_trial, each, step, dict.fromkeys(tables, found.tables[number]), priced))
+        trials = list(self.executor.map(lambda task: task(), again))
+        rates = [found.tables[found.set_of[each.spec.name]].rates for each in self.sampled]
+        stored = sum(_cost(trial.counts, rate) / 8 + trial.beside for trial, rate in zip(trials, rates, strict=True))
+        signal = math.fsum(found.signal.values())
+        noise = math.fsum(
+            trial.noise / trial.signal * each.total
+            for trial, each in zip(trials, self.sampled, strict=True)
+            if trial.signal > 0
+        )
+        before = found.total_loss * signal
+        return stored / max(sum(found.bytes.values()), 1), noise / before if before > 0 else 1.0
 
     def _chosen(
         self, step: float, machines: Sequence[bool], shared: dict[bool, Tables], trials: Sequence[Trial]

@@ -15,13 +15,18 @@ from modelzip_cli.tensors import TensorSpec
 
 
 class Estimate:
-    """Plans of a native output as `recipe` says, with sizes that are close."""
+    """Plans of a native output as `recipe` says, with sizes that are close.
 
-    def __init__(self, source: Checkpoint, recipe: Recipe, executor: Executor) -> None:
+    `lossless`: bytes that tensors of the same checkpoint take losslessly, where they are known.
+    """
+
+    def __init__(
+        self, source: Checkpoint, recipe: Recipe, executor: Executor, lossless: Mapping[str, int] | None = None
+    ) -> None:
         self.source, self.recipe, self.executor = source, recipe, executor
         self.allocator = sampled(source, recipe, executor)
         self.container = "hf-directory" if source.container == "hf-directory" else "safetensors"
-        self._lossless: dict[str, int] = {}
+        self.lossless = dict(lossless or {})
 
     def plan(self, step: float | None = None) -> Plan:
         """The plan of that step of `ecq`."""
@@ -35,10 +40,9 @@ class Estimate:
             step=step,
         )
         kept = [tensor.spec for tensor in plan.tensors if tensor.scheme and tensor.scheme.raw and not tensor.tie]
-        self._lossless |= lossless_sizes(
-            self.source, [spec for spec in kept if spec.name not in self._lossless], self.executor
-        )
-        return replace(plan, tensors=tuple(_sized(tensor, self._lossless) for tensor in plan.tensors))
+        missing = [spec for spec in kept if spec.name not in self.lossless]
+        self.lossless |= lossless_sizes(self.source, missing, self.executor)
+        return replace(plan, tensors=tuple(_sized(tensor, self.lossless) for tensor in plan.tensors))
 
     def size(self, plan: Plan) -> int:
         """Bytes of the files that it would write."""

@@ -100,29 +100,29 @@ def predict(
     sample = max(LEAST_SAMPLE, min(MOST_SAMPLE, SAMPLED // max(len(wanted), 1)))
     measured = executor.map(lambda name: _try(source, surveyed[name], specs[name], wanted[name], sample), wanted)
     tried = dict(zip(wanted, measured, strict=True))
-    predictions = [_lossless(source, Recipe(scheme="lossless", keep_extras=True, key=key), executor)]
+    exact = Estimate(source, Recipe(scheme="lossless", keep_extras=True, key=key), executor)
+    predictions = [_lossless(exact)]
     for name, decided in decisions.items():
         fitting = {tensor: _that_fits(decided[tensor].scheme, tried.get(tensor, {})) for tensor in specs}
         is_damaged = any(decided[tensor].scheme for tensor in damaged)
         recipe = Recipe(scheme=name, allow_nonfinite=is_damaged, key=key)
         predictions.append(_prediction(source, recipe, name, fitting, surveyed, tried))
     asked = Recipe(scheme="ecq", goal=Goal("min_sqnr", TARGETS[0]), allow_nonfinite=bool(damaged), key=key)
-    return predictions + _entropy_constrained(source, asked, executor)
+    return predictions + _entropy_constrained(Estimate(source, asked, executor, exact.lossless))
 
 
-def _lossless(source: Checkpoint, recipe: Recipe, executor: Executor) -> Prediction:
-    estimate = Estimate(source, recipe, executor)
+def _lossless(estimate: Estimate) -> Prediction:
     plan = estimate.plan()
     treated = sum(tensor.spec.size for tensor in plan.tensors if tensor.treated and not tensor.tie)
-    return _planned(estimate, plan, recipe, None, treated, {})
+    found = _planned(estimate, plan, estimate.recipe, None, treated, {})
+    return found if found.bytes < estimate.source.file.size else replace(found, treated=0)
 
 
-def _entropy_constrained(source: Checkpoint, recipe: Recipe, executor: Executor) -> list[Prediction]:
+def _entropy_constrained(estimate: Estimate) -> list[Prediction]:
     """`ecq` at each of `TARGETS` that it can keep."""
-    estimate = Estimate(source, recipe, executor)
     found = []
     for target in TARGETS:
-        asked = replace(recipe, goal=Goal("min_sqnr", target))
+        asked = replace(estimate.recipe, goal=Goal("min_sqnr", target))
         allocation = estimate.allocator.of_loss(10 ** (-target / 10)) if estimate.allocator.sampled else None
         if allocation is None and estimate.allocator.sampled:
             continue

@@ -13,7 +13,7 @@ from modelzip_cli.schemes.ecq import LEAST_STEP
 from modelzip_cli.source import Checkpoint
 
 NEAR = 0.002  # how far below a goal of size an output may stay
-AIM = 0.0006  # how far below it is aimed at
+AIM = 0.0005  # how far below it is aimed at
 NEAR_LOSS = 0.01  # how much less than the most may be lost: 0.04 dB
 ATTEMPTS = 8
 

@@ -60,6 +60,16 @@ def all_schemes() -> list[Scheme]:
     return list(found.values())
 
 
+def closed_schemes() -> list[Scheme]:
+    """Those of them whose codes are below `levels`."""
+    return [scheme for scheme in all_schemes() if scheme.levels is not None]
+
+
+def open_schemes() -> list[Scheme]:
+    """Those of them whose codes are any integers, coded under contexts."""
+    return [scheme for scheme in all_schemes() if scheme.levels is None and not scheme.raw]
+
+
 def _names(scheme_id: str) -> Iterator[str]:
     scheme = scheme_class(scheme_id)
     yield scheme.example

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import save_file
 
 from modelzip_cli import load_file
+from modelzip_cli.coders import CODERS
 from modelzip_cli.containers.tree import _TAGGED, from_json, to_json
 from modelzip_cli.errors import ModelzipError
 from modelzip_cli.kernels.bitpack import pack
 from modelzip_cli.layouts.native import native_parts
-from modelzip_cli.recipe import Recipe, Rule
+from modelzip_cli.recipe import Goal, Recipe, Rule
 from modelzip_cli.schemes import SCHEMES, parse_scheme
 from modelzip_cli.single import Settings, compress_file, restore_file
 from modelzip_cli.tensors import DTYPES, TensorSpec
@@ -62,7 +63,13 @@ NAMES = [
     *("binary", "binary-tensor", "binary-g64", "binary-m2", "binary-m2-g7", "binary-m2-tensor"),
     *("ternary", "ternary-tensor", "ternary-g100", "nf4", "nf4-g7", "fp8", "fp8-tensor"),
     *(f"codebook{bits}" for bits in range(1, 9)),
+    *("ecq-s0.15", "ecq-s0.01", "ecq-s3", "ecq-s0.25-t1", "ecq-s0.01-t1", "lossless"),
     *("fp16", "bf16", "fp32"),
+]
+OPEN = [name for name in NAMES if name.startswith("ecq")]
+CODED = [  # with `--coder rans`
+    *("int8", "int4-g64-asym", "int2-g1", "fixed5-channel-mse", "fixed9-n7", "fixed16", "binary", "binary-m2-g7"),
+    *("ternary-g100", "nf4", "fp8", "codebook3"),
 ]
 FEW = [
     *(
@@ -75,7 +82,7 @@ FEW = [
         "binary",
         "binary-m2-g7",
     ),
-    *("ternary", "nf4", "fp8", "codebook3", *NAMES[-3:]),
+    *("ternary", "nf4", "fp8", "codebook3", "lossless", *NAMES[-3:]),
 ]
 SCHEME_BITS = {name: parse_scheme(name).bits for name in NAMES} | {"int2-g1": 18}  # of a weight, or a little less
 
@@ -136,17 +143,91 @@ def assert_same(decoded: dict[str, np.ndarray], path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "scheme"), [("f32", name) for name in NAMES] + [(d, name) for d in ("bf16", "f16", "f64") for name in FEW]
+    ("dtype", "scheme", "coder"),
+    [
+        *(("f32", name, "auto") for name in NAMES if name not in OPEN),
+        *(("f32", name, "rans") for name in CODED),
+        *((dtype, name, "auto") for dtype in ("bf16", "f16", "f64") for name in FEW),
+    ],
 )
 def test_the_decoder_of_the_page_gives_what_modelzip_restores(
-    decoder: Any, tmp_path: Path, dtype: str, scheme: str
+    decoder: Any, tmp_path: Path, dtype: str, scheme: str, coder: str
 ) -> None:
     source = tmp_path / "model.safetensors"
     save_file(weights_of(DTYPES_OF_WEIGHTS[dtype]), source)
-    path = compress(source, scheme, rules=(Rule("vector", scheme),))
+    path = compress(source, scheme, rules=(Rule("vector", scheme),), coder=coder)
     treated = [entry for entry in manifest_of(path)["tensors"].values() if "scheme" in entry]
     assert treated or DTYPES[dtype].bits <= SCHEME_BITS[scheme]
     assert_same(decoder.decode(path), path)
+
+
+@cache
+def open_weights(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Paths down and along the rows, one and two slabs, rows and columns of different scale, zeros and outliers."""
+    shapes = {"down": (280, 40), "along": (20, 90), "two slabs": (1030, 3), "row": (1, 300), "column": (30, 1)}
+    found = {name: weights(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    found["rows"] = weights(64, 70, seed=5) * torch.logspace(-3, 1, 64)[:, None]
+    found["columns"] = weights(70, 64, seed=6) * torch.logspace(-2, 1, 64)
+    found["sparse"] = weights(64, 70, seed=7) * (weights(64, 70, seed=8) > 0.03)
+    found["zeros"] = torch.zeros(8, 40)
+    for name, most in (("outliers", 60.0), ("far outliers", 3000.0)):
+        found[name] = weights(70, 64, seed=9)
+        found[name][3, 5], found[name][60, 63] = most, -most
+    found["far outliers along"] = found["far outliers"].T.contiguous()
+    return {name: tensor.to(dtype) for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme"),
+    [*(("f32", name) for name in OPEN), *((d, OPEN[0]) for d in ("bf16", "f16", "f64")), ("bf16", OPEN[-1])],
+)
+def test_the_decoder_of_the_page_gives_the_points_of_ecq(decoder: Any, tmp_path: Path, dtype: str, scheme: str) -> None:
+    source = tmp_path / "model.safetensors"
+    tensors = open_weights(DTYPES_OF_WEIGHTS[dtype])
+    save_file(tensors, source)
+    path = compress(source, scheme, rules=tuple(Rule(name, scheme) for name in tensors))
+    entries = manifest_of(path)["tensors"]
+    assert all(entries[name]["scheme"] == scheme for name in tensors if name not in ("zeros", "column", "row"))
+    assert len(entries["two slabs"]["parts"]["codes"]["bytes"]) == 16
+    assert_same(decoder.decode(path), path)
+
+
+def test_a_lossless_file_gives_the_bits_and_the_header_of_its_source(
+    decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of plane, zeros with a symbol of their own, every dtype, NaN with a payload, two slabs."""
+    kinds, whole = set(), decoder.Planes.plane
+
+    def plane(self: Any, size: int, **options: Any) -> Any:
+        kinds.add(self.stream.data[self.stream.place])
+        return whole(self, size, **options)
+
+    monkeypatch.setattr(decoder.Planes, "plane", plane)
+    every_dtype_safetensors(tmp_path / "all.safetensors")
+    nan = torch.tensor([0x7FC00001, 0x7F800123, -2147483648, 1], dtype=torch.int32).view(torch.float32)
+    scaled = weights(300, 100, seed=3) * torch.logspace(-4, 2, 300)[:, None]
+    tensors = {
+        "nan": nan,
+        "half": weights(64, 100).half(),
+        "rows": scaled.bfloat16(),
+        "sparse": (weights(64, 100, seed=4) * (weights(64, 100, seed=5) > 0.02)).bfloat16(),
+        "dead": weights(64, 100, seed=6).bfloat16().float(),
+        "double": weights(40, 30, seed=7).double(),
+        "complex": torch.complex(weights(16, 100), weights(16, 100, seed=1)),
+        "constant": torch.full((70, 70), -1.5),
+        "counts": torch.arange(-3000, 3000).reshape(60, 100),
+        "bytes": torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 200_000), np.uint8)),
+        "small": weights(48, 64).to(torch.float8_e4m3fn),
+    }
+    save_file(tensors, tmp_path / "many.safetensors", metadata={"format": "pt"})
+    for name in ("all", "many"):
+        source = tmp_path / f"{name}.safetensors"
+        path = compress(source, "lossless")
+        decoded, header = decoder.read(path)
+        assert_same(decoded, path)
+        whole_file = source.read_bytes()
+        assert header == whole_file[8 : 8 + int.from_bytes(whole_file[:8], "little")]
+    assert kinds == {0, 1, 2, 3}
 
 
 def test_every_scheme_of_the_table_is_among_them() -> None:
@@ -327,7 +408,7 @@ def test_a_type_that_torch_does_not_have_is_decoded_as_bytes_and_refused_where_t
 def test_a_code_that_a_scheme_does_not_have_is_refused(decoder: Any, tmp_path: Path, scheme: str, code: int) -> None:
     source = tmp_path / "model.safetensors"
     save_file({"w": weights(64, 64)}, source)
-    path = compress(source, scheme)
+    path = compress(source, scheme, coder="bitpack")
     data = bytearray(path.read_bytes())
     arrays, _ = decoder.read_safetensors(bytes(data))
     codes = arrays["w:codes"][2]
@@ -395,7 +476,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_the_decoder_is_short_and_needs_only_numpy() -> None:
     text = DECODER.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 230
+    lines = len(text.splitlines())
+    assert lines <= 560
+    assert f"such a reader, in\n{lines} lines of Python" in PAGE
     imported = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -446,8 +529,10 @@ def test_every_scheme_is_on_the_page_with_its_parts() -> None:
     for scheme in SCHEMES:
         assert scheme in words()
     for name in NAMES:
-        for part in native_parts(spec, parse_scheme(name)):
-            assert part.local in words()
+        for coder in ("bitpack", "rans"):
+            for part in native_parts(spec, parse_scheme(name), coder):
+                assert part.local in words()
+    assert words() >= set(CODERS)
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +549,12 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             manifest_of(compress(bf16_safetensors(folder / f"{name}.safetensors"), name))
             for name in ("binary-m2", "nf4")
         ),
-        manifest_of(compress(bf16_safetensors(folder / "d.safetensors"), "codebook4")),
+        manifest_of(compress(bf16_safetensors(folder / "d.safetensors"), "codebook4", coder="rans")),
+        manifest_of(compress(bf16_safetensors(folder / "e.safetensors"), "lossless")),
+        *(
+            manifest_of(compress(bf16_safetensors(folder / f"{kind}.safetensors"), "ecq", goal=Goal(kind, value)))
+            for kind, value in (("ratio", 3.0), ("target_size", 30_000), ("bpw", 4.0), ("min_sqnr", 20.0))
+        ),
     ]
 
 
@@ -556,3 +646,45 @@ def test_the_checksum_is_the_crc_32_of_zlib_over_the_rows_of_a_slab(decoder: Any
     row = len(stored) // 9
     expected = "".join(f"{zlib.crc32(stored[first * row : (first + 3) * row]):08x}" for first in (0, 3, 6))
     assert manifest_of(path)["tensors"]["w"]["parts"]["codes"]["crc32"] == expected
+
+
+def test_the_examples_of_entropy_coding_on_the_page_are_right(decoder: Any) -> None:
+    from modelzip_cli.coders.rans import unpack_vector
+
+    (text,) = re.findall(r"The vector 1, 0, 2 may be the bytes (.*?): 12 bytes", PAGE)
+    stream = bytes.fromhex(text.replace("`", ""))
+    assert decoder.Bytes(stream).vector(3).tolist() == unpack_vector(np.frombuffer(stream, np.uint8), 3)[0].tolist()
+    assert decoder.Bytes(stream).vector(3).tolist() == [1, 0, 2]
+    for left, right in re.findall(r"^(\d+) = (\d+ \* 2048 \+ \d+) ", PAGE, re.MULTILINE):
+        factor, rest = (int(number) for number in re.findall(r"\d+", right.replace("2048", "")))
+        assert int(left) == factor * 2048 + rest
+    (text,) = re.findall(r"300 is `(.*?)`", PAGE)
+    assert decoder.Bytes(bytes.fromhex(text)).number() == 300
+    (slabs,) = re.findall(r"2,500 rows of 40 columns are slabs of (\d+), (\d+) and (\d+) rows", PAGE)
+    spec = TensorSpec("w", DTYPES["f32"], (2500, 40))
+    assert [last - first for first, last in spec.row_slabs(tall=True)] == [int(rows) for rows in slabs]
+    assert [last - first for first, last in decoder.row_slabs([2500, 40], True)] == [int(rows) for rows in slabs]
+
+
+def test_the_state_machine_on_the_page_is_that_of_the_package(decoder: Any) -> None:
+    from modelzip_cli.kernels.points import index_of
+    from modelzip_cli.schemes.ecq import low_bits
+
+    rows = {
+        cells[0]: [int(cell) for cell in cells[1:]] for cells in tables() if len(cells) == 9 and cells[0] != "state"
+    }
+    assert [*zip(rows["next, k even"], rows["next, k odd"], strict=True)] == [tuple(pair) for pair in decoder.NEXT]
+    assert rows["q"] == [0, 1] * 4
+    points, state = [], 0
+    for k in (1, -2, 0, 3):
+        points.append(2 * k - (state & 1) * int(np.sign(k)))
+        state = int(decoder.NEXT[state, k & 1])
+    assert f"the points {', '.join(map(str, points))}" in PAGE
+    column = np.array(points, np.int16)[:, None]
+    classes, known = (np.full(length, 12, np.int32) for length in (4, 1)), np.ones((80, 256), np.uint8)
+    rows_class, column_class = classes
+    index, _, _ = index_of(column, rows_class, column_class - 12, True, low_bits(True), known)
+    assert [int(symbol) & 0xFF for symbol in index[:, 0]] == [128, 125, 127, 130]
+    for trellis, first in ((True, 26), (False, 22)):
+        assert low_bits(trellis).tolist() == [max(0, (c - first) // 4) for c in range(40)]
+        assert f"max(0, floor((class - {first}) / 4))" in PAGE

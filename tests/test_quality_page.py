@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "quality.md").read_text()
 PICTURES = ROOT / "docs" / "quality"
 CHECKPOINTS = sorted([*(ROOT / "sample_models").glob("*.pth"), *(ROOT / "sample_models").glob("*.safetensors")])
+MATCHED = [path for path in CHECKPOINTS if path.name != "docs_lm_trainer.pth"]  # the weights of docs_lm once more
 COLUMNS = ["scheme", "bytes", "smaller", "bits a weight", "SQNR dB", "change", "±"]
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,7 +37,17 @@ class Row:
 
     @property
     def parsed(self):
-        return parse_scheme(self.scheme.removesuffix(" everywhere"))
+        return parse_scheme(self.scheme.partition(" ")[0])  # without "everywhere" or "spared"
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row of the comparison at equal size: a scheme, and what `ecq` has in its bytes, None where it cannot have."""
+
+    bytes: int
+    decibels: float
+    value: float
+    ecq_decibels: float | None
 
 
 def cells(line: str) -> list[str]:
@@ -72,6 +83,17 @@ def table(checkpoint: str) -> dict[str, Row]:
     return rows
 
 
+def matched(checkpoint: str) -> dict[str, Match]:
+    """The comparison of a checkpoint at equal size, by scheme."""
+    _, _, *lines = generated(f"{checkpoint} at equal size").splitlines()
+    rows = {}
+    for line in lines:
+        scheme, size, decibels, value, ecq_decibels, *_ = cells(line.replace("`", ""))
+        found = None if ecq_decibels == "-" else float(ecq_decibels)
+        rows[scheme] = Match(int(size.replace(",", "")), float(decibels), float(value), found)
+    return rows
+
+
 def lost(checkpoint: str, scheme: str) -> float:
     """Points of accuracy or nats that a scheme costs."""
     row = table(checkpoint)[scheme]
@@ -102,12 +124,30 @@ def test_the_first_table_shows_what_the_others_do():
     assert sorted(names) == [checkpoint.name for checkpoint in CHECKPOINTS]
     for line in lines:
         scheme, *values = cells(line.replace("`", ""))
-        assert [float(value) for value in values] == [table(name)[scheme].value for name in names]
+        for name, value in zip(names, values, strict=True):
+            rows = table(name)
+            assert value == "-" if scheme not in rows else float(value) == rows[scheme].value
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda path: path.name)
 def test_int8_costs_no_model_anything_to_speak_of(checkpoint):
     assert lost(checkpoint.name, "int8") <= (0.01 if "lm" in checkpoint.name else 0.5)
+
+
+@pytest.mark.parametrize("checkpoint", MATCHED, ids=lambda path: path.name)
+def test_ecq_is_compared_with_the_files_of_the_table(checkpoint):
+    rows = table(checkpoint.name)
+    matches = matched(checkpoint.name)
+    assert {"int8", "int5", "int4-g128", "int3", "int2"} < set(matches)
+    for scheme, match in matches.items():
+        assert (match.bytes, match.value) == (rows[scheme].bytes, rows[scheme].value)
+
+
+def test_lossless_changes_no_answer():
+    for checkpoint in CHECKPOINTS:
+        row = table(checkpoint.name)["lossless"]
+        assert (row.change, row.error) == (0, 0)
+        assert row.bytes < table(checkpoint.name)["original"].bytes
 
 
 def test_int2_breaks_the_image_model():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from modelzip_cli.coders.base import Coder
 
-CODERS = {"bitpack": "bitpack:BitPack", "rans": "rans:Rans", "lossless": "lossless:Lossless"}
+CODERS = {"bitpack": "bitpack:BitPack", "rans": "rans:Rans"}
 
 
 def coder(coder_id: str) -> Coder:

@@ -163,7 +163,8 @@ class Ecq(Scheme):
         return np.ascontiguousarray(points.T) if turned else points
 
     def decode(self, codes: Codes, params: Params) -> Block:
-        return codes.astype(np.float32) * params["step"]
+        values: Block = np.multiply(codes, params["step"], dtype=np.float32, casting="same_kind")
+        return values
 
     def check(self, params: Params) -> str | None:
         if not params["step"][0, 0] > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from modelzip_cli.coders.bitpack import BitPack
 from tests.contracts.test_coders import codes_of_a_width
@@ -16,6 +17,13 @@ def test_packing_writes_the_bits_of_each_row_from_the_least_significant(coded):
     each_bit = codes[:, :, None].astype(np.uint32) >> np.arange(bits) & 1
     expected = np.packbits(each_bit.reshape(len(codes), codes.shape[1] * bits), axis=1, bitorder="little")
     assert BitPack().pack(codes, bits).tobytes() == expected.tobytes()
+
+
+@given(coded=codes_of_a_width(), cut=st.integers(0, 40))
+def test_rows_are_packed_independently_of_each_other(coded, cut):
+    codes, bits = coded
+    whole = BitPack().pack(codes, bits).tobytes()
+    assert whole == b"".join(BitPack().pack(part, bits).tobytes() for part in (codes[:cut], codes[cut:]))
 
 
 @pytest.mark.parametrize(

@@ -126,26 +126,26 @@ def test_pruned_f32_weights_take_bits_for_the_others_only():
 
 
 def test_rows_and_columns_that_differ_in_scale_have_tables_of_their_own():
-    weights = RNG.normal(0, 0.02, (512, 1024))
+    weights = RNG.normal(0, 0.02, (256, 512))
     plain = bits_a_weight(weights, BF16)
-    rows, columns = np.exp(RNG.normal(0, 0.5, (512, 1))), np.exp(RNG.normal(0, 0.5, (1, 1024)))
-    assert plain <= 10.56
-    assert bits_a_weight(weights * rows, BF16) <= plain + 0.03
-    assert bits_a_weight(weights * columns, BF16) <= plain + 0.03
-    assert bits_a_weight(weights * rows * columns, BF16) <= plain + 0.05
+    rows, columns = np.exp(RNG.normal(0, 0.5, (256, 1))), np.exp(RNG.normal(0, 0.5, (1, 512)))
+    assert plain <= 10.57
+    assert bits_a_weight(weights * rows, BF16) <= plain + 0.06
+    assert bits_a_weight(weights * columns, BF16) <= plain + 0.06
+    assert bits_a_weight(weights * rows * columns, BF16) <= plain + 0.1
 
 
 def test_f32_that_came_from_f16_or_bf16_takes_what_these_take():
-    weights = RNG.normal(0, 1, (512, 512)).astype(np.float16)
+    weights = RNG.normal(0, 1, (256, 512)).astype(np.float16)
     assert bits_a_weight(weights.astype(np.float32), F32) <= 13.6
     narrow = (weights.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     assert bits_a_weight(narrow, F32) <= bits_a_weight(narrow, BF16) + 0.01
 
 
 def test_rows_with_dead_bits_are_told_from_the_others():
-    weights = RNG.normal(0, 1, (512, 512)).astype(np.float32)
+    weights = RNG.normal(0, 1, (256, 512)).astype(np.float32)
     weights[::3] = weights[::3].astype(np.float16)
-    assert bits_a_weight(weights, F32) <= 26.6 * 2 / 3 + 13.6 / 3 + 0.05
+    assert bits_a_weight(weights, F32) <= 26.6 * 2 / 3 + 13.6 / 3 + 0.1
 
 
 def test_small_integers_take_few_bits_with_either_sign():
@@ -227,8 +227,8 @@ def test_a_stream_that_goes_on_is_refused(stream):
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
 def test_flipped_bits_do_no_harm(stream):
     data, dtype, n, columns = stream
-    for place in {*range(min(70, len(data))), *range(0, len(data), 1 + len(data) // 50)}:
-        for bit in range(8) if place < 24 else (place % 8, 7):
+    for place in {*range(min(50, len(data))), *range(0, len(data), 1 + len(data) // 25)}:
+        for bit in range(8) if place < 16 else (place % 8, 7):
             flipped = data.copy()
             flipped[place] ^= 1 << bit
             is_harmless(flipped, dtype, n, columns)

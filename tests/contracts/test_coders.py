@@ -42,14 +42,6 @@ def test_unpacking_gives_the_codes_that_were_packed(coder_id, coded):
 
 
 @each_coder
-@given(coded=codes_of_a_width(), cut=st.integers(0, 40))
-def test_slabs_are_packed_independently_of_each_other(coder_id, coded, cut):
-    codes, bits = coded
-    whole = coder(coder_id).pack(codes, bits).tobytes()
-    assert whole == b"".join(coder(coder_id).pack(part, bits).tobytes() for part in (codes[:cut], codes[cut:]))
-
-
-@each_coder
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_rows_need_not_lie_beside_each_other_in_memory(coder_id, bits):
     wide = np.random.default_rng(bits).integers(0, 2**bits, (6, 50)).astype(np.uint8 if bits <= 8 else np.uint16)

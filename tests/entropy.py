@@ -1,0 +1,57 @@
+"""Tables to begin with for tests of the entropy coder, and what they make of weights."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from modelzip_cli.coders.rans import Rans, count_points, pack_vector
+from modelzip_cli.coders.tables import Tables, from_counts, symmetric_from_counts
+from modelzip_cli.schemes.base import Scheme
+from modelzip_cli.schemes.ecq import low_bits, priors
+from tests.strategies import fit
+
+ENOUGH = 500  # symbols of a table that is learnt
+
+
+@lru_cache(maxsize=2)
+def _first(trellis: bool) -> Tables:
+    width = 2 if trellis else 1
+    raw = np.repeat(low_bits(trellis), width)
+    return Tables(np.array([table(counts, low) for counts, low in zip(priors(trellis), raw, strict=True)]))
+
+
+def table(counts: np.ndarray, low: int) -> np.ndarray:
+    """One table from counts; `low`: the raw bits of its class."""
+    return from_counts(counts, escape=255) if low else symmetric_from_counts(counts)
+
+
+def first_tables(scheme: Scheme) -> Tables:
+    """Those of Gaussian weights."""
+    return _first(scheme.trellis)
+
+
+def learnt(scheme: Scheme, weight: np.ndarray, passes: int = 3) -> tuple[Tables, np.ndarray]:
+    """Tables after so many passes over the weights, and the last points."""
+    tables, params = first_tables(scheme), fit(scheme, weight)
+    raw = np.repeat(low_bits(scheme.trellis), 2 if scheme.trellis else 1)
+    for place in range(passes):
+        points = scheme.encode(weight, params, scheme.prices(tables.rates))
+        if place < passes - 1:
+            counts, _ = count_points(points, scheme.contexts(params, *weight.shape), tables)
+            found = tables.frequencies.copy()
+            for number in np.flatnonzero(counts.sum(axis=1) >= ENOUGH):
+                found[number] = table(counts[number], raw[number])
+            tables = Tables(found)
+    return tables, points
+
+
+def rate_and_sqnr(scheme: Scheme, weight: np.ndarray, passes: int = 3) -> tuple[float, float]:
+    """Bits a weight of one slab, without its tables and classes, and the SQNR in dB."""
+    tables, points = learnt(scheme, weight, passes)
+    params = fit(scheme, weight)
+    stream = Rans().pack_points(points, scheme.contexts(params, *weight.shape), tables)
+    size = len(stream) - len(pack_vector(params["row_class"].reshape(-1).astype(np.uint8)))
+    error = np.square(weight - scheme.decode(points, params).astype(np.float64)).sum()
+    return 8 * size / weight.size, float(10 * np.log10(np.square(weight.astype(np.float64)).sum() / error))
