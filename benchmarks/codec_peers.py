@@ -65,7 +65,7 @@ NNCODEC_GOALS = {  # (model, qp): bits a weight at most, dB
     ("minilm", -26): (3.42, 20.4),
     ("synth-layer", -26): (2.49, 16.1),  # 16.6 if the layer's vector, which it keeps nearly exactly, is counted
 }
-STEPS = (*(0.01 * 2 ** (i / 2) for i in range(14)), 1.2)  # of the fine grid, over the tensor's rms
+STEPS = (*(0.01 * 2 ** (i / 2) for i in range(3, 13)), 0.9)  # of the fine grid, over the tensor's rms
 
 
 def decibels(weights: Weights, restored: Weights) -> float:

@@ -186,7 +186,7 @@ class Allocator:
         tried = sorted(self.known.values(), key=lambda each: abs(each.stored - most))[:2]
         if not tried:
             return 2.0 ** (1.1 - bits)
-        slope = 1.0  # bits that a doubling of the step saves: one at high rates, fewer at low ones and of sparse weights
+        slope = 1.0  # bits that a doubling of the step saves: fewer than one at low rates
         if len(tried) == 2 and tried[0].step != tried[1].step:
             slope = bits * (tried[0].stored - tried[1].stored) / most / math.log2(tried[1].step / tried[0].step)
             slope = min(max(slope, 0.2), 1.5)

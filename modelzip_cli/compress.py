@@ -18,9 +18,10 @@ import numpy as np
 from modelzip_cli.coders.lossless import pack as pack_bits
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
+from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.sums import Sums, error_sums
 from modelzip_cli.kernels.widen import narrow, rounded
-from modelzip_cli.layouts.native import CODES, Record, encode_parts, slab_count, slabs
+from modelzip_cli.layouts.native import CODES, LOSSLESS, RANS, Record, encode_parts, slab_count, slabs
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
 from modelzip_cli.report import finite, significant
@@ -292,6 +293,8 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     """
     tensor = slab.tensor
     spec, scheme = tensor.spec, tensor.scheme
+    if tensor.coder in (RANS, LOSSLESS) and plan.layout == "native":
+        jit.expect(slab.units, jit.CODED)
     if scheme is None:
         bits = source.read(spec.name, slab.first, slab.last)
         return Encoded(slab, {tensor.parts[0].local: _stored(bits, summed)}, None)

@@ -20,6 +20,7 @@ R = TypeVar("R")
 WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (benchmarks/small_run.py)
 DECODING = 1 / 16  # what decoding a weight gains by numba, over what encoding one gains
 SEARCHING = 3000  # what a weight of `ecq` gains: it is tried a dozen times, and paths leave numpy little to do at once
+CODED = 100  # what entropy coding a weight gains, either way: numpy takes a microsecond for one
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 

@@ -20,6 +20,7 @@ from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.strict_json import NotStrict, parse
 from modelzip_cli.containers.tree import Call, Named, Weights, from_json
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.kernels import jit
 from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.native import (
     BITPACK,
@@ -194,6 +195,8 @@ class NativeSource:
         key, recent = (record.spec.name, number), self._recent
         if recent is not None and recent[0] == key:
             return recent[1]
+        width = 1 if record.scheme and record.scheme.raw else record.spec.matrix[1]
+        jit.expect((rows[1] - rows[0]) * width, jit.CODED)
         data = self._read_part(part, *place)
         if zlib.crc32(data.data) != record.crc32[part.local][number]:
             self._broken(record, f"{part.local}: slab {number} does not match its checksum: the file is damaged")
