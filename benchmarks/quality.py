@@ -56,9 +56,7 @@ SCHEMES = (
     *(f"ecq-s{step}" for step in (1.2, 0.8, 0.55, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05)),
     "lossless",
 )
-SPARED = tuple(
-    f"ecq-s{step}" for step in (0.8, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05, 0.03)
-)  # once more, embeddings nearly exact
+SPARED = tuple(f"ecq-s{step}" for step in (0.8, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05, 0.03))  # embeddings nearly exact
 NEARLY_EXACT = "ecq-s0.02"  # for what fixed-bit schemes leave at 8 bits or keep: 40 dB, some 7 bits
 FINEST = "ecq-s0.01"
 MATCHED = ("int8", "int5", "int4-g128", "nf4", "codebook4", "int3", "codebook3", "int2", "codebook2", "binary")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 
+from modelzip_cli.allocate import Allocator, sample_all
 from modelzip_cli.coders.rans import Rans, count_points, pack_vector
 from modelzip_cli.coders.tables import Tables, from_counts, symmetric_from_counts
 from modelzip_cli.schemes.base import Scheme
-from modelzip_cli.schemes.ecq import low_bits, priors
+from modelzip_cli.schemes.ecq import Ecq, low_bits, priors
+from modelzip_cli.tensors import F32, TensorSpec
 from tests.strategies import fit
 
 ENOUGH = 500  # symbols of a table that is learnt
@@ -55,3 +58,17 @@ def rate_and_sqnr(scheme: Scheme, weight: np.ndarray, passes: int = 3) -> tuple[
     size = len(stream) - len(pack_vector(params["row_class"].reshape(-1).astype(np.uint8)))
     error = np.square(weight - scheme.decode(points, params).astype(np.float64)).sum()
     return 8 * size / weight.size, float(10 * np.log10(np.square(weight.astype(np.float64)).sum() / error))
+
+
+def allocator(weights: dict[str, tuple[Ecq, np.ndarray]]) -> Allocator:
+    """An allocator that has seen these weights."""
+    treated = [(TensorSpec(name, F32, weight.shape), scheme) for name, (scheme, weight) in weights.items()]
+    executor = ThreadPoolExecutor(1)
+    return Allocator(sample_all(treated, lambda s, a, b: weights[s.name][1][a:b], executor), executor)
+
+
+def through_tables(scheme: Scheme, weight: np.ndarray) -> np.ndarray:
+    """The weights of one slab after a way there and back, as a run treats the only tensor that it has."""
+    found = allocator({"w": (scheme, weight)}).at(1.0)
+    params = found.params["w"] | scheme.fit_rows(weight, found.params["w"])
+    return scheme.decode(scheme.encode(weight, params, found.prices[0]), params)

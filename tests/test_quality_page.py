@@ -143,6 +143,20 @@ def test_ecq_is_compared_with_the_files_of_the_table(checkpoint):
         assert (match.bytes, match.value) == (rows[scheme].bytes, rows[scheme].value)
 
 
+def test_ecq_that_spares_the_embedding_beats_every_scheme_below_8_bits_on_the_language_model():
+    _, _, *lines = generated("docs_lm.safetensors at equal size").splitlines()
+    spared = {cells(line)[0].strip("`"): cells(line)[-1].split(" ± ") for line in lines}
+    assert all(float(less) < -2 * float(error) for scheme, (less, error) in spared.items() if scheme != "int8")
+
+
+def test_ecq_has_more_decibels_than_integers_at_equal_size_where_weights_fill_the_file():
+    for checkpoint in MATCHED:
+        if checkpoint.name not in ("digits_mlp.pth", "docstring_classifier.safetensors"):  # small; nearly all at int8
+            rows, matches = table(checkpoint.name), matched(checkpoint.name)
+            assert all(matches[name].ecq_decibels > matches[name].decibels for name in ("int5", "int4-g128", "int3"))
+            assert rows["original"].bytes > 500_000
+
+
 def test_lossless_changes_no_answer():
     for checkpoint in CHECKPOINTS:
         row = table(checkpoint.name)["lossless"]

@@ -12,6 +12,7 @@ import sys
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -461,17 +462,20 @@ def decode_tensor(entry: dict[str, Any], arrays: dict[str, Stored], sets: list[O
         require(coder in (("",) if scheme.plain else scheme.coders), "unknown coder")
         expected = scheme.parts(shape, coder)
     require(set(entry["parts"]) == set(expected), "its parts are not those of its scheme")
-    slabs = [*(row_slabs(shape, scheme.open) if scheme and not scheme.raw else unit_slabs(dtype, shape))]
+    slabs: list[tuple[int, int]] = []
     parts, pieces = {}, []
     for local, (part_dtype, part_shape) in expected.items():
         part = entry["parts"][local]
         *stored, data = arrays.pop(part["name"], ("", [], b""))
         wanted = [part_dtype, [len(data)] if part_shape is None else part_shape]
         require(stored == wanted, f"{local} is missing, used twice or not what its shape asks for")
+        require(part_shape is not None or columns <= len(data) << 19, "its shape asks for more than there is")
+        by_rows = scheme is not None and not scheme.raw
+        slabs = [*islice(row_slabs(shape, scheme.open) if by_rows else unit_slabs(dtype, shape), len(data) + 1)]
         if scheme and local in scheme.params and not scheme.per_row:
             sizes = [len(data)]
         elif part_shape is None:  # the manifest has them
-            sizes = [int(part["bytes"][i : i + 8], 16) for i in range(0, len(part["bytes"]), 8)]
+            sizes = np.frombuffer(bytes.fromhex(part["bytes"]), ">u4").tolist()
             require(len(sizes) == len(slabs) and sum(sizes) == len(data), f"the slabs of {local} do not add up")
         else:
             unit = unit_bytes(dtype) if scheme is None else len(data) // rows

@@ -260,7 +260,7 @@ def large(tmp_path) -> Path:
 def begun(folder: Path, environment: dict[str, str], *options: str) -> subprocess.Popen:
     """A run on a large directory that has written something of its output."""
     process = subprocess.Popen(
-        [PROGRAM, "quantize", folder, "-o", "out", "-j", "1", *options],
+        [PROGRAM, "quantize", folder, "-o", "out", "-j", "1", "--coder", "bitpack", *options],
         cwd=folder.parent,
         env=environment | {"MODELZIP_KERNELS": "numpy"},
         stdin=subprocess.DEVNULL,
