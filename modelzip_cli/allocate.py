@@ -185,12 +185,12 @@ class Allocator:
         """The step that should store `most` bytes, `bits` a weight, by the two nearest that were tried."""
         tried = sorted(self.known.values(), key=lambda each: abs(each.stored - most))[:2]
         if not tried:
-            return 2.0 ** (1.1 - bits)
+            return float(2.0 ** (1.1 - bits))
         slope = 1.0  # bits that a doubling of the step saves: fewer than one at low rates
         if len(tried) == 2 and tried[0].step != tried[1].step:
             slope = bits * (tried[0].stored - tried[1].stored) / most / math.log2(tried[1].step / tried[0].step)
             slope = min(max(slope, 0.2), 1.5)
-        return tried[0].step * 2.0 ** ((tried[0].stored / most - 1) * bits / slope)
+        return tried[0].step * float(2.0 ** ((tried[0].stored / most - 1) * bits / slope))
 
     def of_loss(self, most: float) -> Allocation | None:
         """The coarsest step that is predicted to lose at most `most` noise over signal of all weights together."""
@@ -322,6 +322,11 @@ def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: 
 
 def _trial(each: Sampled, step: float, tables: dict[bool, Tables], prices: dict[bool, Any]) -> Trial:
     """Encode the tiles of a tensor."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what does not fit is refused by the engine
+        return _encoded(each, step, tables, prices)
+
+
+def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dict[bool, Any]) -> Trial:
     scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
     columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)

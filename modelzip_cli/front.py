@@ -18,7 +18,7 @@ from typing import Any
 from modelzip_cli import __version__
 from modelzip_cli.allocate import LEAST_SQNR, Allocation, table_bytes
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.errors import UsageError, inert
+from modelzip_cli.errors import inert
 from modelzip_cli.estimate import Estimate
 from modelzip_cli.figures import size as size_text
 from modelzip_cli.kernels import jit
@@ -27,7 +27,7 @@ from modelzip_cli.predict import ENOUGH_DB
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import SCHEMA_VERSION, Side, finite
 from modelzip_cli.single import describe_source
-from modelzip_cli.source import Checkpoint, open_source
+from modelzip_cli.source import Checkpoint, check_new, open_source
 
 ANY_GOAL = Goal("bpw", 3.5)  # a recipe of `ecq` has a goal; no point of the front depends on which
 STEPS = (1.2, 0.82, 0.57, 0.4, 0.28, 0.195, 0.14, 0.095, 0.055, 0.028, 0.0125)  # about 1 to 8 bits; 0.195: 20 dB
@@ -93,11 +93,7 @@ class Front:
 def front_of(path: Path, recipe: Recipe, executor: Executor, *, requantize: bool) -> Front:
     """Predict the front of the checkpoint at `path`. Nothing is written. Raises what opening and planning raise."""
     with closing(open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)) as source:
-        if source.compressed and not requantize:
-            raise UsageError(
-                f"{source.file.label}: compressed already; take what it was made from, or --requantize, which decodes "
-                "it and compresses it again: both errors add up"
-            )
+        check_new(source, requantize=requantize)
         recipe.check_patterns(list(source.specs), source.file.label)
         points, warnings = _points(source, recipe, executor)
         lossless = _lossless(source, path, recipe, executor)

@@ -9,7 +9,7 @@ from modelzip_cli.errors import Unreachable
 from modelzip_cli.figures import size as size_text
 from modelzip_cli.plan import Plan
 from modelzip_cli.recipe import Goal
-from modelzip_cli.schemes.ecq import LEAST_STEP
+from modelzip_cli.schemes.ecq import LEAST_STEP, Ecq
 from modelzip_cli.source import Checkpoint
 
 NEAR = 0.002  # how far below a goal of size an output may stay
@@ -21,21 +21,22 @@ ATTEMPTS = 8
 class Search:
     """Finds the step that meets `goal`.
 
-    `stored`: bytes of the treated tensors. What an output was, over what had been predicted, corrects the next try.
+    What an output was, over what had been predicted, corrects the next try.
     """
 
     def __init__(self, goal: Goal, source: Checkpoint, allocator: Allocator) -> None:
         self.goal, self.source, self.allocator = goal, source, allocator
         self._beside = 0.0  # bytes of the output that no step changes
+        self._weights = 0  # that are treated
         self._factor = 1.0  # stored or lost over what is predicted
         self._attempts = 0
         self._last: Allocation | None = None
         self._best: float | None = None  # the step of the best output that met the goal, if not closely
 
     @property
-    def counts_files(self) -> bool:
-        """Whether the goal is about the size of the output."""
-        return self.goal.kind in ("ratio", "target_size")
+    def counts_bytes(self) -> bool:
+        """Whether the goal is about bytes: of the output, or of the treated tensors."""
+        return self.goal.kind != "min_sqnr"
 
     @property
     def _limit(self) -> float:
@@ -44,20 +45,28 @@ class Search:
             return self.source.file.size / self.goal.value
         if self.goal.kind == "target_size":
             return self.goal.value
-        return self.goal.value / 8 * sum(each.spec.size for each in self.allocator.sampled)
+        return self.goal.value / 8 * self._weights
 
     def begin(self) -> float:
         """Any step: to learn how much of the output it does not change."""
         return 0.15
 
     def measure(self, plan: Plan, size: int) -> None:
-        """Learn it from the plan of that step."""
+        """Learn it from a plan, and the size of its output."""
+        treated = [tensor for tensor in plan.tensors if tensor.treated and not tensor.tie]
+        self._weights = sum(tensor.spec.size for tensor in treated)
+        if self.goal.kind == "bpw":
+            size = sum(tensor.bytes_after for tensor in treated) + table_bytes(plan.tables)
         self._beside = size - _stored(plan)
 
     def step(self) -> float:
         """The step to try next. Raises Unreachable when none on offer meets the goal."""
         if not self.allocator.sampled:
-            raise Unreachable(f"{self.source.file.label}: has no tensor that ecq treats, so no step changes its size")
+            if self.counts_bytes and self._beside > self._limit:
+                raise Unreachable(
+                    f"{self.source.file.label}: has no tensor that ecq treats, so no step changes its size"
+                )
+            return self.begin()
         if self._attempts >= ATTEMPTS and self._best is not None:
             self._last = self.allocator.at(self._best)
             return self._best
@@ -79,6 +88,8 @@ class Search:
 
     def accepts(self, plan: Plan, size: int, outcome: Outcome) -> bool:
         """Whether an output meets the goal, closely enough; if not, learn from it. `plan`: with its true sizes."""
+        if not self.allocator.sampled:
+            return True
         assert self._last is not None
         self._attempts += 1
         final = self._attempts > ATTEMPTS
@@ -92,8 +103,7 @@ class Search:
             self._factor = lost / self._last.total_loss if self._last.total_loss and lost else 1.0
         else:
             stored = _stored(plan)
-            if self.counts_files:
-                self._beside = size - stored
+            self.measure(plan, size)
             reached = stored + self._beside
             met, near = reached <= self._limit, reached >= self._limit * (1 - NEAR)
             self._factor = stored / max(self._last.stored, 1)
@@ -110,15 +120,14 @@ class Search:
                 f"{finest.sqnr_db:.1f} dB, or all with --lossless"
             )
         least, most = ((each.stored * self._factor + self._beside) for each in (coarsest, finest))
-        small = least > self._limit
+        small = self._limit < (least + most) / 2
         reachable = least if small else most
         if self.goal.kind == "target_size":
             text = f"{reachable:,.0f} bytes ({size_text(reachable)})"
         elif self.goal.kind == "ratio":
             text = f"{self.source.file.size / reachable:.4g}x"
         else:
-            weights = sum(each.spec.size for each in self.allocator.sampled)
-            text = f"{8 * reachable / weights:.3g} bits a weight"
+            text = f"{8 * reachable / self._weights:.3g} bits a weight"
         asked = f"--{self.goal.kind.replace('_', '-')} {self.goal.value:g}"
         if small:
             return f"{asked} cannot be reached: the nearest is {text}, where a tensor falls to 3 dB"
@@ -126,5 +135,6 @@ class Search:
 
 
 def _stored(plan: Plan) -> int:
-    """Bytes of the treated tensors and their tables."""
-    return sum(tensor.bytes_after for tensor in plan.tensors if tensor.treated) + table_bytes(plan.tables)
+    """Bytes of the tensors that the step changes, and of their tables."""
+    found = sum(tensor.bytes_after for tensor in plan.tensors if isinstance(tensor.scheme, Ecq))
+    return found + table_bytes(plan.tables)

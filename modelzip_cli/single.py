@@ -17,14 +17,14 @@ from modelzip_cli.allocate import table_bytes
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome, run
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.errors import CannotWrite, GateFailed, UsageError, inert
+from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore, sampled
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.search import Search
-from modelzip_cli.source import Checkpoint, open_source
+from modelzip_cli.source import Checkpoint, check_new, open_source
 
 METRICS = ("sqnr", "sqnr-min", "cosine")
 
@@ -88,11 +88,7 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
     try:
         settings.check_output(path, output)
-        if source.compressed and not settings.requantize:
-            raise UsageError(
-                f"{source.file.label}: compressed already; take what it was made from, or --requantize, which decodes "
-                "it and compresses it again: both errors add up"
-            )
+        check_new(source, requantize=settings.requantize)
         recipe.check_patterns(list(source.specs), source.file.label)
         target = Target(output, container)
         with _threads(settings.jobs) as executor:
@@ -160,7 +156,7 @@ def _meet(
         )
 
     search = Search(goal, source, allocator)
-    if search.counts_files:
+    if search.counts_bytes:
         plan = planned(search.begin())
         search.measure(plan, planned_size(plan, source, target.container))
     plan = planned(search.step())

@@ -111,6 +111,15 @@ def is_compressed(path: Path) -> bool:
     return source.compressed
 
 
+def check_new(source: Checkpoint, *, requantize: bool) -> None:
+    """Refuse what was compressed before, unless that is what was asked for. Raises UsageError."""
+    if source.compressed and not requantize:
+        raise UsageError(
+            f"{source.file.label}: compressed already; take what it was made from, or --requantize, which decodes it "
+            "and compresses it again: both errors add up"
+        )
+
+
 def files_of(source: Checkpoint) -> tuple[Checkpoint, ...]:
     """The checkpoint itself, or the shards of a directory."""
     return tuple(source.shards.values()) if isinstance(source, HfDirectory) else (source,)

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from modelzip_cli import predict as module
 from modelzip_cli.inspection import inspect_file
-from modelzip_cli.kernels import jit
 from modelzip_cli.predict import ENOUGH_DB, MOST_SAMPLE, PREDICTED, Prediction, recommended
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import Report
@@ -49,14 +48,6 @@ def quantized(path: Path, folder: Path, scheme: str) -> Report:
     recipe = Recipe(scheme=scheme, allow_nonfinite=True)
     output = folder / f"{path.stem}.{scheme}{'' if path.is_dir() else '.safetensors'}"
     return compress_file(path, output, recipe, Settings(jobs=2), command="quantize")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_kernel_is_compiled() -> Iterator[None]:
-    """All runs together would be worth numba; no single one is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(jit.CHOICE, "numpy")
-        yield
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -197,7 +197,7 @@ def test_names_that_are_no_text_are_refused(native, tmp_path):
         (("tensors", "layer.weight", "scheme"), "int4-g16-asym", "asks for"),
         (("tensors", "layer.weight", "scheme"), "int4-g-1", "manifest"),
         (("tensors", "layer.weight", "scheme"), "os.system", "no scheme"),
-        (("tensors", "layer.weight", "coder"), "os.system", "unknown coder"),
+        (("tensors", "layer.weight", "coder"), "os.system", "not coded by"),
         (("tensors", "layer.weight", "parts", "codes", "name"), "layer.bias", "used twice|not what its shape"),
         (("tensors", "layer.weight", "parts", "codes", "crc32"), "0" * 16, "number of checksums"),
         (("tensors", "layer.weight", "parts", "codes", "crc32"), "0" * 8, "does not match its checksum"),
