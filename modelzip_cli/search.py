@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from modelzip_cli.allocate import Allocation, Allocator, table_bytes
+import math
+
+from modelzip_cli.allocate import Allocation, Allocator, rounded, table_bytes
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome
 from modelzip_cli.errors import Unreachable
@@ -15,7 +17,8 @@ from modelzip_cli.source import Checkpoint
 NEAR = 0.002  # how far below a goal of size an output may stay
 AIM = 0.0005  # how far below it is aimed at
 NEAR_LOSS = 0.01  # how much less than the most may be lost: 0.04 dB
-ATTEMPTS = 8
+ATTEMPTS = 12
+NUDGE = 0.001
 
 
 class Search:
@@ -29,9 +32,9 @@ class Search:
         self._beside = 0.0  # bytes of the output that no step changes
         self._weights = 0  # that are treated
         self._factor = 1.0  # stored or lost over what is predicted
-        self._attempts = 0
         self._last: Allocation | None = None
-        self._best: float | None = None  # the step of the best output that met the goal, if not closely
+        self._tried: dict[float, bool] = {}  # steps that were written, and whether they met the goal
+        self._is_final = False
 
     @property
     def counts_bytes(self) -> bool:
@@ -67,14 +70,37 @@ class Search:
                     f"{self.source.file.label}: has no tensor that ecq treats, so no step changes its size"
                 )
             return self.begin()
-        if self._attempts >= ATTEMPTS and self._best is not None:
-            self._last = self.allocator.at(self._best)
-            return self._best
         found = self._found()
-        if found is None:
+        if found is None or len(self._tried) >= 2 * ATTEMPTS:
             raise Unreachable(f"{self.source.file.label}: {self._nearest()}")
-        self._last = found
-        return found.step
+        step: float | None = found.step
+        if step in self._tried:
+            step = self._between()
+        best = self._best
+        if best is not None and (step is None or len(self._tried) >= ATTEMPTS):
+            step, self._is_final = best, True
+        self._last = self.allocator.at(step or found.step)
+        return self._last.step
+
+    @property
+    def _best(self) -> float | None:
+        """Of the steps that met the goal the one that met it most closely."""
+        met = [step for step, is_met in self._tried.items() if is_met]
+        if not met:
+            return None
+        return min(met) if self.counts_bytes else max(met)
+
+    def _between(self) -> float | None:
+        """A step between those that met the goal and those that did not, where predictions are too coarse to tell."""
+        sign = 1 if self.counts_bytes else -1  # coarser steps meet a size, finer ones a quality
+        missed = [step for step, is_met in self._tried.items() if not is_met]
+        best = self._best
+        if best is None:
+            return rounded((max(missed) if sign > 0 else min(missed)) * (1 + sign * NUDGE))
+        beyond = [step for step in missed if (best - step) * sign > 0]
+        other = (max(beyond) if sign > 0 else min(beyond)) if beyond else best * (1 - sign * NUDGE)
+        step = rounded(math.sqrt(best * other))
+        return None if step in self._tried else step
 
     def _found(self) -> Allocation | None:
         if self.goal.kind == "min_sqnr":
@@ -91,8 +117,6 @@ class Search:
         if not self.allocator.sampled:
             return True
         assert self._last is not None
-        self._attempts += 1
-        final = self._attempts > ATTEMPTS
         if self.goal.kind == "min_sqnr":
             lossy = [tensor for tensor in plan.tensors if tensor.scheme and not tensor.scheme.raw and not tensor.tie]
             sums = [slab for tensor in lossy for slab in outcome.sums.get(tensor.spec.name, [])]
@@ -107,9 +131,8 @@ class Search:
             reached = stored + self._beside
             met, near = reached <= self._limit, reached >= self._limit * (1 - NEAR)
             self._factor = stored / max(self._last.stored, 1)
-        if met and (self._best is None or self._last.step < self._best or self.goal.kind == "min_sqnr"):
-            self._best = self._last.step
-        return met and (near or final)
+        self._tried[self._last.step] = met
+        return met and (near or self._is_final)
 
     def _nearest(self) -> str:
         """Say what can be reached."""
