@@ -22,9 +22,14 @@ def load_file(path: str | Path, device: str = "cpu") -> dict[str, torch.Tensor]:
 
     from modelzip_cli.errors import UnsupportedCheckpoint
     from modelzip_cli.kernels import jit
+    from modelzip_cli.plan import FOREVER
     from modelzip_cli.source import open_source
 
     source = open_source(Path(path))
+    taken, factor, more = sum(spec.bytes for spec in source.specs.values()), *FOREVER
+    if source.compressed and taken > factor * source.file.size + more:
+        source.close()
+        raise UnsupportedCheckpoint(f"{source.file.label}: would take {taken:,} bytes of memory; restore it to a file")
     if source.compressed:
         jit.expect(sum(spec.size for spec in source.specs.values()), jit.DECODING)
     try:

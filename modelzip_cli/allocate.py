@@ -34,8 +34,12 @@ ENOUGH = 500  # symbols; with fewer a table says more about chance than about th
 ESCAPED = 8 << 8  # 1/256 bit that an escape takes beyond its symbol, in a slab without outliers
 DIGITS = 5  # of a step: at most 0.01 % apart, 0.0002 bit
 TRIES = 12
+ROUNDS = 4  # of finding tensors that are better apart
 CLOSE = 0.0008  # how near to a goal a prediction has to come
 LEAST_SQNR = 10 ** (3 / 10)  # signal over noise of any tensor: below 3 dB zeros would do nearly as well
+
+OVER = 3  # steps that a point may lie above its weight
+LARGEST = {"f16": 65504.0, "bf16": 255 * 2.0**120, "f32": (2 - 2.0**-23) * 2.0**127}
 
 Read = Callable[[TensorSpec, int, int], "Block"]
 
@@ -52,7 +56,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one pass over a tensor left: sums of squares of all, of rows and of columns, and the tiles."""
+    """What one pass over a tensor left: sums of squares of all, of rows and of columns, the tiles, the largest |w|."""
 
     spec: TensorSpec
     scheme: Ecq
@@ -60,6 +64,7 @@ class Sampled:
     rows: NDArray[np.float64]
     columns: NDArray[np.float64]
     tiles: tuple[Tile, ...]
+    largest: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -93,6 +98,7 @@ class Allocation:
     bytes: dict[str, int]
     loss: dict[str, float]
     signal: dict[str, float]
+    fits: dict[str, bool]
     weights: int = 0
     bias: tuple[float, float] = (1.0, 1.0)  # what bytes and noise come to, over what is predicted
 
@@ -254,21 +260,21 @@ class Allocator:
         self, step: float, machines: Sequence[bool], shared: dict[bool, Tables], trials: Sequence[Trial]
     ) -> Allocation:
         """Give each tensor the shared tables, or its own where they save more than they take."""
+        shared, own = self._apart(shared, trials)
         sets = [shared[trellis] for trellis in machines]
-        found = Allocation(step, (), (), {}, {}, {}, {}, {}, {})
-        for each, trial in zip(self.sampled, trials, strict=True):
+        found = Allocation(step, (), (), {}, {}, {}, {}, {}, {}, {})
+        for place, (each, trial) in enumerate(zip(self.sampled, trials, strict=True)):
             name, number = each.spec.name, list(machines).index(trial.scheme.trellis)
+            if place in own:
+                number = len(sets)
+                sets.append(own[place])
             bits = _cost(trial.counts, sets[number].rates)
-            if bits - _least_cost(trial.counts) > 8 * 100:
-                own = Tables(_learnt(trial.counts, shared[trial.scheme.trellis].frequencies))
-                own_bits = _cost(trial.counts, own.rates)
-                if bits - own_bits > 8 * table_bytes([own]):
-                    number, bits = len(sets), own_bits
-                    sets.append(own)
             found.set_of[name], found.scheme[name], found.params[name] = number, trial.scheme, trial.params
             found.bytes[name] = math.ceil(bits / 8 + trial.beside)
             found.loss[name] = trial.noise / trial.signal if trial.signal > 0 else 0.0
             found.signal[name] = each.total
+            most = LARGEST.get(each.spec.dtype.id, LARGEST["f32"])
+            found.fits[name] = each.largest + OVER * float(trial.params["step"][0, 0]) <= most
         used = sorted(set(found.set_of.values()))
         trimmed = [self._trimmed(sets[number], found, trials, number) for number in used]
         prices = [
@@ -282,32 +288,65 @@ class Allocator:
             weights=sum(each.spec.size for each in self.sampled),
         )
 
+    def _apart(
+        self, shared: dict[bool, Tables], trials: Sequence[Trial]
+    ) -> tuple[dict[bool, Tables], dict[int, Tables]]:
+        """Which trials have tables of their own, and the shared ones learnt from the others alone. Those that gain most
+        go first: what is left may be alike without them."""
+        own: dict[int, Tables] = {}
+        for _ in range(ROUNDS):
+            gains: dict[int, tuple[float, Tables]] = {}
+            for place, trial in enumerate(trials):
+                common = shared[trial.scheme.trellis]
+                bits = _cost(trial.counts, common.rates)
+                if place not in own and bits - _least_cost(trial.counts) > 8 * 100:
+                    tables = Tables(_learnt(trial.counts, common.frequencies), _span(trial.population, common))
+                    gain = bits - _cost(trial.counts, tables.rates) - 8 * table_bytes([tables])
+                    if gain > 0:
+                        gains[place] = gain, tables
+            if not gains:
+                break
+            most = max(gain for gain, _ in gains.values())
+            own |= {place: tables for place, (gain, tables) in gains.items() if gain >= most / 2}
+            for trellis in shared:
+                left = [trial.counts for place, trial in enumerate(trials) if place not in own]
+                left = [counts for counts in left if len(counts) == len(shared[trellis].frequencies)]
+                if left:
+                    shared = shared | {trellis: Tables(_learnt(np.sum(left, axis=0), _from_priors(trellis)))}
+        return shared, own
+
     def _trimmed(self, tables: Tables, found: Allocation, trials: Sequence[Trial], number: int) -> Tables:
         """The tables of the classes that weights have."""
         classes = np.zeros(CLASSES, np.int64)
         for trial, chosen in zip(trials, found.set_of.values(), strict=True):
             if chosen == number:
                 classes += trial.population
-        (used,) = np.nonzero(classes)
-        width = len(tables.frequencies) // CLASSES
-        return Tables(tables.frequencies, (int(used[0]) * width, (int(used[-1]) + 1) * width))
+        return Tables(tables.frequencies, _span(classes, tables))
+
+
+def _span(classes: NDArray[np.int64], tables: Tables) -> tuple[int, int]:
+    """The tables of the classes that have weights."""
+    (used,) = np.nonzero(classes)
+    width = len(tables.frequencies) // CLASSES
+    return int(used[0]) * width, (int(used[-1]) + 1) * width
 
 
 def sample(spec: TensorSpec, scheme: Ecq, share: float, read: Callable[[int, int], Block]) -> Sampled:
     """Go through a tensor once, keeping about `share` of it. `read` gives rows [first, last) as float32."""
     rows, columns = np.zeros(spec.matrix[0]), np.zeros(spec.matrix[1])
-    total, tiles = 0.0, []
+    total, largest, tiles = 0.0, 0.0, []
     for number, (first, last) in enumerate(spec.row_slabs(tall=True)):
         block = read(first, last)
         rows[first:last] = energies(np.ascontiguousarray(block), columns)
         total = float(np.add.accumulate(np.concatenate([[total], rows[first:last]]))[-1])
+        largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
         lanes = block.shape[0] if along_rows(*block.shape) else block.shape[1]
         kept = min(lanes, max(LEAST_LANES, math.ceil(share * lanes / LEAST_LANES) * LEAST_LANES))
         left = number * 7 * kept % (lanes - kept + 1)
         turned = along_rows(*block.shape)
         part = block[left : left + kept] if turned else block[:, left : left + kept]
         tiles.append(Tile(first, last, left, np.array(part, np.float32, order="C")))
-    return Sampled(spec, scheme, total, rows, columns, tuple(tiles))
+    return Sampled(spec, scheme, total, rows, columns, tuple(tiles), largest)
 
 
 def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: Executor) -> list[Sampled]:

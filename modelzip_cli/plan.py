@@ -287,6 +287,9 @@ def _allocated(
     kept = Lossless() if recipe.layout == "native" else None
     if allocation is None or owner not in allocation.scheme:
         return TensorPlan(spec, kept, "holds NaN or infinity", (), {}, tie, LOSSLESS if kept else None)
+    if not allocation.fits[owner]:
+        reason = f"its largest weights are at the end of {spec.dtype}"
+        return TensorPlan(spec, kept, reason, (), {}, tie, LOSSLESS if kept else None)
     if allocation.bytes[owner] >= spec.bytes and recipe.layout == "native":
         return TensorPlan(spec, kept, "would not get smaller", (), {}, tie, LOSSLESS)
     params, number = allocation.params[owner], allocation.set_of[owner]

@@ -44,6 +44,8 @@ class Rans(Coder):
         size = -(-rows * columns * low // 8)
         lows, rest = _cut(packed[place:], size)
         symbols = _symbols(rest, tables, np.zeros((rows, columns), np.int32))
+        if int(symbols.max(initial=0)) >> min(bits, 8):
+            raise Damaged("a code is out of range")
         if not low:
             return symbols
         raw = bitpack.unpack(lows.reshape(1, -1), low, rows * columns).reshape(rows, columns)

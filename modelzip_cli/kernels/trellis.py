@@ -75,7 +75,7 @@ def _folded(weights: Block, per_step: np.float32) -> tuple[Block, NDArray[np.int
 
     Returns the weights, the places (flat) of those that were changed, and what their points lack.
     """
-    limit = np.float32((FOLD - 2) / float(per_step))
+    limit = np.float32(min((FOLD - 2) / float(per_step), float(np.finfo(np.float32).max)))
     weights = weights if weights.flags.writeable else weights.copy()  # numba would compile for both kinds
     flat = weights.reshape(-1)
     far = _far(flat, limit)

@@ -6,11 +6,12 @@ The manifest is untrusted input: all of it is checked against what the container
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from modelzip_cli.coders import coder
@@ -33,7 +34,6 @@ from modelzip_cli.layouts.native import (
     VALUES,
     Record,
     native_parts,
-    slab_count,
     slabs,
 )
 from modelzip_cli.schemes import parse_scheme
@@ -192,7 +192,7 @@ class NativeSource:
 
     def _piece(self, record: Record, part: Part, number: int, place: tuple[int, int], rows: tuple[int, int]) -> Any:
         """One slab of a coded part, whole; the last one is remembered, since readers may ask for less at a time."""
-        key, recent = (record.spec.name, number), self._recent
+        key, recent = (part.spec.name, number), self._recent  # a tensor may be called like the header
         if recent is not None and recent[0] == key:
             return recent[1]
         width = 1 if record.scheme and record.scheme.raw else record.spec.matrix[1]
@@ -225,7 +225,8 @@ class NativeSource:
         params = {**self._params[record.spec.name], "row_class": np.zeros((last - first, 1), np.int32)}
         contexts = scheme.contexts(params, last - first, columns)
         tables = self._tables[record.tables or 0]
-        block = Rans().unpack_points(data, contexts, tables, params["step"][0, 0])
+        with np.errstate(over="ignore"):  # what is not finite is found below
+            block = Rans().unpack_points(data, contexts, tables, params["step"][0, 0])
         if not np.isfinite(block).all():
             self._broken(record, "a weight is not finite")
         return block
@@ -343,10 +344,11 @@ def _records(container: Any, manifest: Mapping[str, Any]) -> tuple[list[Record],
     """Check each tensor of the manifest, and a header that was kept, against the arrays of the container."""
     arrays = dict(container.specs)
     sets = len(manifest.get("tables", []))
-    found = [_record(name, entry, arrays, sets) for name, entry in manifest["tensors"].items()]
+    size = container.file.size
+    found = [_record(name, entry, arrays, sets, size) for name, entry in manifest["tensors"].items()]
     header = None
     if "header" in manifest["source"]:
-        header = _record("header", manifest["source"]["header"], arrays, sets)
+        header = _record("header", manifest["source"]["header"], arrays, sets, size)
         if header.spec.dtype != U8 or len(header.spec.shape) != 1 or header.coder != LOSSLESS:
             raise ValueError("the header of the source is not stored as one")
     if arrays:
@@ -354,7 +356,11 @@ def _records(container: Any, manifest: Mapping[str, Any]) -> tuple[list[Record],
     return found, header
 
 
-def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], sets: int) -> Record:
+MOST_A_BYTE = 1 << 14  # weights that a byte of a stream can hold: each takes log2(2048 / 2047) bits at least
+MOST_A_SLAB = 1 << 30  # bytes of a decoded slab, and 512 times those of the file: as restored files may have
+
+
+def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], sets: int, stored_in: int) -> Record:
     spec = TensorSpec(name, DTYPES[entry["dtype"]], _shape(entry["shape"]))
     scheme = parse_scheme(entry["scheme"]) if "scheme" in entry else None
     if ("scheme" in entry) != (scheme is not None) or (scheme is not None and str(scheme) != entry["scheme"]):
@@ -366,7 +372,7 @@ def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], 
         raise ValueError(f"{name}: {scheme} is not coded by {coder_id!r}")
     tables = entry.get("tables")
     needs_tables = scheme is not None and scheme.levels is None and not scheme.raw
-    if needs_tables != (type(tables) is int) or not 0 <= (tables or 0) < max(sets, 1):
+    if needs_tables != (type(tables) is int) or (needs_tables and not 0 <= tables < sets):
         raise ValueError(f"{name}: its tables are missing")
     expected = native_parts(spec, scheme, coder_id)
     if {part.local for part in expected} != set(entry["parts"]):
@@ -385,8 +391,16 @@ def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], 
             sizes[part.local] = _checksums(entry["parts"][part.local]["bytes"])
             if len(sizes[part.local]) != len(checksums[part.local]) or sum(sizes[part.local]) != stored.bytes:
                 raise ValueError(f"{name}: the sizes of its slabs do not add up")
-        if len(checksums[part.local]) != slab_count(spec, scheme, part):
+        count = len(checksums[part.local])
+        pieces = [*islice(slabs(spec, scheme), count + 1)] if part.per_row else [(0, 1)]  # a shape may have 2^60
+        if len(pieces) != count:
             raise ValueError(f"{name}: its {part.local} have the wrong number of checksums")
+        if part.coded and part.per_row and coder_id == RANS:
+            columns = spec.matrix[1]
+            for (first, last), size in zip(pieces, sizes[part.local], strict=True):
+                weights = (last - first) * columns
+                if weights > size * MOST_A_BYTE or 4 * weights > MOST_A_SLAB + 512 * stored_in:
+                    raise ValueError(f"{name}: its shape asks for more weights than its {part.local} can hold")
     figures = {
         key: value
         for key, value in entry.items()
@@ -423,7 +437,7 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 
 def _checksums(text: Any) -> tuple[int, ...]:
-    if not isinstance(text, str) or len(text) % 8:
+    if not isinstance(text, str) or len(text) % 8 or not re.fullmatch("[0-9a-f]*", text):  # int() takes signs
         raise ValueError("a checksum is not 8 hexadecimal digits a slab")
     return tuple(int(text[place : place + 8], 16) for place in range(0, len(text), 8))
 

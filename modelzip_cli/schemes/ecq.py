@@ -34,6 +34,8 @@ LEAST_STEP, MOST_STEP = 0.01, 4.0  # times the root mean square
 SHORT_PATH = 256  # rows; a slab with fewer has its paths along the rows where that makes them longer
 MOST_PRICE = 1200
 NEGLIGIBLE = 1e-9
+SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)  # steps that float32 can hold
+TINY = np.float32(2.0**-100)  # a smaller step and its weights are multiplied by 2^64: 1 / step has to be finite
 ROOT = math.sqrt(math.sqrt(2.0))  # square roots are exact to the last bit everywhere, powers are not
 
 
@@ -61,7 +63,9 @@ class Ecq(Scheme):
         for option in options:
             kind, value = option[:1], option[1:]
             if kind == "s" and value:
-                step = float(value)
+                if value.count(".") > 1 or value == ".":
+                    raise BadOption(f"ecq-{option}: {value} is not a number")
+                step = float(f"{float(value):.6g}")  # as its name says it
                 if not LEAST_STEP <= step <= MOST_STEP:
                     raise BadOption(f"ecq-{option}: the step must lie between {LEAST_STEP} and {MOST_STEP:g}")
             elif option in ("t1", "t8"):
@@ -105,8 +109,9 @@ class Ecq(Scheme):
     def fit_energies(self, weights: int, total: float, columns: NDArray[np.float64]) -> Params:
         """The same from sums of squares: of all `weights` together and of each column."""
         rms = math.sqrt(total / weights) if weights else 0.0
-        step = np.float32((self.step or 0) * rms)
-        if not (np.isfinite(step) and step > 0):
+        wanted = (self.step or 0) * rms
+        step = np.float32(min(max(wanted, SMALLEST), LARGEST))
+        if not (math.isfinite(wanted) and wanted > 0):
             step = np.float32(1)  # nothing but zeros, or what the engine refuses by name
             none = np.zeros((1, len(columns)), np.uint8)
             return {"step": step.reshape(1, 1), "column_class": none, "least_class": np.zeros((1, 1), np.int64)}
@@ -156,10 +161,13 @@ class Ecq(Scheme):
         path, lanes = params["row_class"].reshape(-1), params["column_class"].reshape(-1).astype(np.int32)
         if turned:
             block, path, lanes = np.ascontiguousarray(block.T), lanes, path
+        step = params["step"][0, 0]
+        if step < TINY:
+            block, step = block * np.float32(2.0**64), step * np.float32(2.0**64)
         classes, path_class = np.unique(path, return_inverse=True)
         by_path = np.ascontiguousarray(prices[classes[:, None] + lanes].transpose(0, 2, 1))
         run = trellis_path if self.trellis else grid_points
-        points = run(block, params["step"][0, 0], path_class.astype(np.int32), by_path)
+        points = run(block, step, path_class.astype(np.int32), by_path)
         return np.ascontiguousarray(points.T) if turned else points
 
     def decode(self, codes: Codes, params: Params) -> Block:
