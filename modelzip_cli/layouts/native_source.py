@@ -370,7 +370,7 @@ def _record(name: str, entry: Mapping[str, Any], arrays: dict[str, TensorSpec], 
     coder_id = entry.get("coder")
     if coder_id not in _coders(scheme):
         raise ValueError(f"{name}: {scheme} is not coded by {coder_id!r}")
-    tables = entry.get("tables")
+    tables: Any = entry.get("tables")
     needs_tables = scheme is not None and scheme.levels is None and not scheme.raw
     if needs_tables != (type(tables) is int) or (needs_tables and not 0 <= tables < sets):
         raise ValueError(f"{name}: its tables are missing")
