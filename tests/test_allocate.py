@@ -63,8 +63,8 @@ def test_sizes_and_errors_of_a_checkpoint_are_those_of_the_run(all_kinds, step):
     assert abs(found.stored - size) < 0.025 * size
     assert abs(found.total_loss - loss) < 0.08 * loss
     for name, (size, loss) in runs.items():
-        assert abs(found.bytes[name] - size) < 0.03 * size, name
-        assert abs(found.loss[name] - loss) < 0.12 * loss, name
+        assert abs(found.bytes[name] - size) < 0.05 * size, name
+        assert abs(found.loss[name] - loss) < 0.25 * loss, name
         assert found.signal[name] == pytest.approx(signal[name])
 
 
