@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 REFRESH = os.environ.get("MODELZIP_REFRESH_DOCS") == "1"
 CHANGING = (  # what differs from run to run
     (re.compile(r"\b\d+\.\d s\b"), "0.1 s"),
-    (re.compile(r"peak [\d.]+ MB"), "peak 60 MB"),
+    (re.compile(r"peak [\d.]+ [MG]B"), "peak 60 MB"),
 )
 
 

@@ -223,7 +223,9 @@ def test_a_set_that_is_cut_short_or_too_long_is_refused(width):
         read_set(data + b"\0")
 
 
-@pytest.mark.parametrize("front", [(0, 0, 0), (3, 0, 0), (255, 0, 0), (2, 40, 0), (2, 39, 1), (1, 0, 40), (2, 255, 255)])
+@pytest.mark.parametrize(
+    "front", [(0, 0, 0), (3, 0, 0), (255, 0, 0), (2, 40, 0), (2, 39, 1), (1, 0, 40), (2, 255, 255)]
+)
 def test_a_set_of_classes_that_do_not_exist_is_refused(front):
     with pytest.raises(Damaged, match="classes"):
         read_set(bytes(front) + write_set(a_set(2, 0, OPEN_CLASSES))[3:])

@@ -113,7 +113,8 @@ def test_prices_stay_within_what_16_bits_hold_whatever_the_tables(states):
 
 
 @pytest.mark.parametrize(
-    ("shape", "turned"), [((256, 9999), False), ((255, 256), True), ((255, 255), False), ((1, 2), True), ((9, 1), False)]
+    ("shape", "turned"),
+    [((256, 9999), False), ((255, 256), True), ((255, 255), False), ((1, 2), True), ((9, 1), False)],
 )
 def test_short_slabs_have_their_paths_along_the_rows(shape, turned):
     assert along_rows(*shape) == turned
