@@ -1,4 +1,4 @@
-"""What every scheme with an open range of codes must keep: coded under contexts, with tables that scheme and coder share.
+"""What every scheme with an open range of codes must keep: coded under contexts, by tables they share.
 
 A new scheme whose `levels` are None is tested here without a line of test code.
 """
