@@ -86,6 +86,20 @@ def test_the_bytes_do_not_depend_on_threads_or_on_numba(modelzip, sample, tmp_pa
         assert reference.read_bytes() == outputs[0]
 
 
+@pytest.mark.parametrize("scheme", ["ecq-s0.3", "ecq-s0.02-t1", "lossless", "int4"])
+def test_entropy_coded_bytes_do_not_depend_on_threads_or_on_numba(modelzip, sample, tmp_path, scheme):
+    source = sample("digits_mlp.pth")
+    coder = ["--coder", "rans"] if scheme == "int4" else []
+    outputs = set()
+    for kernels, jobs in (("numpy", "1"), ("numba", "3")):
+        out = tmp_path / f"{kernels}.safetensors"
+        options = ["-s", scheme, "-j", jobs, "-o", out, *coder]
+        run = modelzip("quantize", source, *options, env={"MODELZIP_KERNELS": kernels})
+        assert run.exit_code == 0, run.stderr
+        outputs.add(out.read_bytes())
+    assert len(outputs) == 1
+
+
 def test_a_dry_run_tells_the_exact_size_and_writes_nothing(modelzip, sample, tmp_path):
     source = sample("docs_lm_trainer.pth")
     planned = modelzip("quantize", source, "--scheme", "int4", "--coder", "bitpack", "-n", "--json").json

@@ -126,6 +126,8 @@ def test_under_nohup_a_hangup_changes_nothing(large, start, tmp_path):
         "-o",
         "out.safetensors",
         "-q",
+        "--coder",
+        "bitpack",
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     wait_until_it_writes(process, tmp_path)
