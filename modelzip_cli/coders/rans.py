@@ -147,7 +147,10 @@ def _lanes(data: Bytes, width: int) -> tuple[NDArray[np.uint32], NDArray[np.uint
     states, words = _cut(data, 4 * min(LANES, width))
     if len(words) % 2:
         raise Damaged("it ends in the middle of a word")
-    return np.frombuffer(states.tobytes(), "<u4").copy(), np.frombuffer(words.tobytes(), "<u2")
+    found = np.frombuffer(states.tobytes(), "<u4").copy()
+    if (found < LOWEST).any():
+        raise Damaged("a state of the coder is out of range")
+    return found, np.frombuffer(words.tobytes(), "<u2")
 
 
 def _check_end(states: NDArray[np.uint32], words: NDArray[np.uint16], taken: int) -> None:

@@ -21,6 +21,7 @@ WORTH_NUMBA = 60_000_000  # weights; whole runs break even at 49 to 72 million (
 DECODING = 1 / 16  # what decoding a weight gains by numba, over what encoding one gains
 SEARCHING = 3000  # what a weight of `ecq` gains: it is tried a dozen times, and paths leave numpy little to do at once
 CODED = 100  # what entropy coding a weight gains, either way: numpy takes a microsecond for one
+ONE_LANE = 1000  # the same where numpy has one symbol at a time: a vector of classes
 CHOICE = "MODELZIP_KERNELS"  # numpy or numba: decide by hand, for tests and measurements
 
 

@@ -79,7 +79,11 @@ class NativeSource:
         self.beside = {name: record.spec for name, record in self.records.items() if name in beside}
         self._tables = _tables(self.manifest, self.label)
         self._recent: tuple[tuple[str, int], Any] | None = None
-        self._params = {name: self._tensor_params(record) for name, record in self.records.items()}
+        self._params = {  # those that have to be decoded wait until they are needed
+            name: self._tensor_params(record)
+            for name, record in self.records.items()
+            if not any(part.coded and not part.per_row for part in record.parts)
+        }
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         owner = self.outer.ties.get(name, name) if self.outer else name
@@ -134,6 +138,8 @@ class NativeSource:
                     crc = zlib.crc32(self._container.read(part.spec.name, begin, end))
                     if crc != record.crc32[part.local][number]:
                         bad.append(f"{part.local}: slab {number} does not match its checksum")
+            if not bad and record is not self._header:
+                self._params_of(record)  # what was decoded late is checked as well
             yield name, sum(part.spec.bytes for part in record.parts), bad
 
     def close(self) -> None:
@@ -148,7 +154,7 @@ class NativeSource:
         if scheme.levels is None:
             values: Block = self._pieces(record, first, last)
             return values
-        params = dict(self._params[record.spec.name])
+        params = dict(self._params_of(record))
         packed = None
         for part in record.parts:
             if not part.per_row:
@@ -222,7 +228,7 @@ class NativeSource:
             return Rans().unpack(data, scheme.bits, last - first, columns)
         import numpy as np
 
-        params = {**self._params[record.spec.name], "row_class": np.zeros((last - first, 1), np.int32)}
+        params = {**self._params_of(record), "row_class": np.zeros((last - first, 1), np.int32)}
         contexts = scheme.contexts(params, last - first, columns)
         tables = self._tables[record.tables or 0]
         with np.errstate(over="ignore"):  # what is not finite is found below
@@ -230,6 +236,12 @@ class NativeSource:
         if not np.isfinite(block).all():
             self._broken(record, "a weight is not finite")
         return block
+
+    def _params_of(self, record: Record) -> Params:
+        name = record.spec.name
+        if name not in self._params:
+            self._params[name] = self._tensor_params(record)
+        return self._params[name]
 
     def _tensor_params(self, record: Record) -> Params:
         params = {}
@@ -251,6 +263,7 @@ class NativeSource:
 
         if zlib.crc32(stored.data) != record.crc32[part.local][0]:
             self._broken(record, f"{part.local} does not match its checksum: the file is damaged")
+        jit.expect(record.spec.matrix[1], jit.ONE_LANE)
         try:
             values, rest = unpack_vector(stored, record.spec.matrix[1])
         except Damaged as error:

@@ -47,7 +47,7 @@ class Ecq(Scheme):
     --min-sqnr, --ratio and --target-size find it. With the trellis (`-t8`, default) the points that a weight may have
     depend on the weights above it, and the path of least error and bits through all of them is found (Viterbi); 2.9
     bits a weight keep 16.9 dB of Gaussian weights, 3.8 bits 22.6 dB. `-t1` is the plain grid: some 0.15 bit more,
-    twice as fast. Rows and columns of different scale are told to the entropy coder as classes, not scaled. A zero
+    in less time. Rows and columns of different scale are told to the entropy coder as classes, not scaled. A zero
     stays exactly zero, and nothing is clipped.
     """
 
