@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import common
@@ -33,7 +33,7 @@ from train import predict  # noqa: E402
 
 from modelzip_cli import load_file  # noqa: E402
 from modelzip_cli.errors import Unreachable  # noqa: E402
-from modelzip_cli.recipe import DEFAULTS, LEAST_WEIGHTS, Goal, Recipe, Rule  # noqa: E402
+from modelzip_cli.recipe import Goal, Recipe, Rule  # noqa: E402
 from modelzip_cli.report import Report  # noqa: E402
 from modelzip_cli.single import Settings, compress_file  # noqa: E402
 
@@ -56,12 +56,11 @@ SCHEMES = (
     *(f"ecq-s{step}" for step in (1.2, 0.8, 0.55, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05)),
     "lossless",
 )
-SPARED = tuple(f"ecq-s{step}" for step in (0.8, 0.4, 0.28, 0.2, 0.14, 0.1, 0.05, 0.03))  # embeddings nearly exact
-NEARLY_EXACT = "ecq-s0.02"  # for what fixed-bit schemes leave at 8 bits or keep: 40 dB, some 7 bits
 FINEST = "ecq-s0.01"
 MATCHED = ("int8", "int5", "int4-g128", "nf4", "codebook4", "int3", "codebook3", "int2", "codebook2", "binary")
 WITHOUT_MATCHES = ("docs_lm_trainer.pth",)  # the weights of docs_lm.safetensors in float32
-EVERYWHERE = ("int4-g128", "int2")  # once more, without the rules that keep some matrices at more bits
+EVERYWHERE = ("int4-g128", "int2", "ecq-s0.2")  # once more, without the rules that keep some matrices at more bits
+UNSPARED = ("int4-g128 everywhere", "int2 everywhere")  # met by `ecq` too
 REPAIRED = ("int3", "int2", "int2-mse", "int2-g32-mse", "codebook2", "binary-m2", "ternary", "ternary-g64", "binary")
 ORIGINAL = "original"
 COPIES = {"digits_cnn": 4, "digits_mlp": 4}  # distorted pictures of one digit in the test set: not independent
@@ -84,15 +83,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Match:
-    """`ecq` in at most the bytes of `cell`: change is what it has more or less than that scheme, error is paired.
-
-    `plain` and `spared` are None where no step on offer has that size, and `spared` where the model has nothing to
-    spare.
-    """
+    """`ecq` in at most the bytes of `cell`: change is what it has more or less than that scheme, error is paired; None
+    where no step on offer has that size."""
 
     cell: Cell
-    plain: Cell | None
-    spared: Cell | None
+    ecq: Cell | None
 
 
 @dataclass(frozen=True)
@@ -163,23 +158,12 @@ def compress(source: Path, output: Path, recipe: Recipe) -> Report:
 
 def recipe_everywhere(source: Path, scheme: str) -> Recipe:
     """`scheme` for every matrix, by `--set NAME=SCHEME`: small ones, embeddings and classifiers too."""
-    return Recipe(scheme, rules=tuple(Rule(name, scheme) for name in matrices(source, 0)))
+    return Recipe(scheme, rules=tuple(Rule(name, scheme) for name in matrices(source)))
 
 
-def sparing(source: Path) -> tuple[Rule, ...]:
-    """A nearly exact `ecq` for what fixed-bit schemes leave at 8 bits or keep by name, by `--set NAME=ecq-s0.02`; no
-    rules where that is more than a tenth of the weights."""
-    tensors = load_file(source)
-    large = matrices(source, LEAST_WEIGHTS)
-    spared = [name for name in large if any(default.matches(name) for default in DEFAULTS)]
-    few = 10 * sum(tensors[name].numel() for name in spared) <= sum(tensors[name].numel() for name in large)
-    return tuple(Rule(name, NEARLY_EXACT) for name in spared) if few else ()
-
-
-def matrices(source: Path, least: int) -> list[str]:
-    """Names of the matrices with at least so many weights."""
-    found = load_file(source).items()
-    return [name for name, each in found if each.ndim >= 2 and each.is_floating_point() and each.numel() >= least]
+def matrices(source: Path) -> list[str]:
+    """Names of the matrices."""
+    return [name for name, each in load_file(source).items() if each.ndim >= 2 and each.is_floating_point()]
 
 
 def measure(
@@ -189,22 +173,16 @@ def measure(
     sample, model = recognise(load_file(source))
     before = scores(sample, model)
     cells = [Cell(ORIGINAL, source.stat().st_size, None, None, float(before.mean()), 0.0, 0.0)]
-    rules = sparing(source)
     recipes = [(scheme, Recipe(scheme)) for scheme in schemes]
     recipes += [(f"{scheme} everywhere", recipe_everywhere(source, scheme)) for scheme in everywhere]
-    if everywhere and rules:
-        recipes += [(f"{scheme} spared", Recipe(scheme, rules=rules)) for scheme in SPARED]
     found: dict[str, NDArray[np.float64]] = {}
     for name, recipe in recipes:
         cell, found[name] = tried(source, name, recipe, before, folder)
         cells.append(cell)
     matches = []
     for cell in cells:
-        if cell.scheme in matched or (matched and cell.scheme.endswith(" everywhere")):
-            plain, spared = [
-                met(source, Recipe(FINEST, rules=each), cell.bytes, found[cell.scheme], folder) for each in ((), rules)
-            ]
-            matches.append(Match(cell, plain, spared if rules else None))
+        if cell.scheme in matched or (matched and cell.scheme in UNSPARED):
+            matches.append(Match(cell, met(source, cell.bytes, found[cell.scheme], folder)))
     return Measured(source, sample, tuple(cells), tuple(matches))
 
 
@@ -220,11 +198,11 @@ def tried(
     return Cell(name, small.stat().st_size, bits, sqnr, value, value - float(before.mean()), float(error)), after
 
 
-def met(source: Path, recipe: Recipe, most: int, other: NDArray[np.float64], folder: Path) -> Cell | None:
+def met(source: Path, most: int, other: NDArray[np.float64], folder: Path) -> Cell | None:
     """What `ecq` gives in `most` bytes, against the scores of another file; the finest step where that takes less."""
-    for each in (replace(recipe, scheme="ecq", goal=Goal("target_size", most)), recipe):
+    for recipe in (Recipe("ecq", goal=Goal("target_size", most)), Recipe(FINEST)):
         try:
-            cell = tried(source, "ecq", each, other, folder)[0]
+            cell = tried(source, "ecq", recipe, other, folder)[0]
         except Unreachable:
             continue
         return cell if cell.bytes <= most else None
@@ -341,30 +319,19 @@ def matched_table(measured: Measured) -> list[list[str]]:
     for match in measured.matches:
         row = [written_name(match.cell.scheme), f"{match.cell.bytes:,}", figure(match.cell.sqnr_db, 1)]
         row.append(figure(match.cell.value, measured.digits))
-        for cell in (match.plain, match.spared) if has_spared(measured) else (match.plain,):
-            row += (
-                ["-", "-", "-"]
-                if cell is None
-                else [
-                    figure(cell.sqnr_db, 1),
-                    figure(cell.value, measured.digits),
-                    f"{signed(cell.change, measured.digits)} ± {figure(cell.error, measured.digits)}",
-                ]
-            )
+        cell = match.ecq
+        if cell is None:
+            row += ["-", "-", "-"]
+        else:
+            difference = f"{signed(cell.change, measured.digits)} ± {figure(cell.error, measured.digits)}"
+            row += [figure(cell.sqnr_db, 1), figure(cell.value, measured.digits), difference]
         rows.append(row)
     return rows
 
 
-def has_spared(measured: Measured) -> bool:
-    """Whether anything was spared."""
-    return any(match.spared for match in measured.matches)
-
-
 def matched_columns(measured: Measured) -> list[str]:
     """Heads of the comparison at equal size."""
-    ends = ["", " spared"] if has_spared(measured) else [""]
-    heads = ["scheme", "bytes", "SQNR dB", unit(measured)]
-    return heads + [head for end in ends for head in (f"ecq{end}, SQNR dB", unit(measured), "difference")]
+    return ["scheme", "bytes", "SQNR dB", unit(measured), "ecq, SQNR dB", unit(measured), "difference"]
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -25,6 +25,8 @@ LEAST_WEIGHTS = 4096
 KEYS = ("scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key", "coder")
 SCALE_SUFFIXES = (".scale", "_scale", "_scale_inv")
 CAREFUL = "int8"  # what embeddings and classifiers get when the others get fewer than 8 bits
+FINE_STEP = 0.02  # their step, and that of positional tables, when the others get `ecq`: some 7 bits, 45 dB
+FEW = 16  # where they are no more than one of so many weights: larger ones would take the bits of all others
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ POSITIONS = (
     "rel_pos*",
     "relative_attention_bias",
 )
+ROUTER = "router"
 DEFAULTS = (
-    Default("router", ("router", "gate"), KEEP),
+    Default(ROUTER, ("router", "gate"), KEEP),
     Default("positional table", POSITIONS, KEEP),
     Default("embedding", ("embed*", "*_embeddings", "*_embedding", "wte", "tok"), CAREFUL),
     Default("classifier", ("lm_head", "head", "fc", "score", "logits", "output", "classifier"), CAREFUL, True),
@@ -214,6 +217,18 @@ class _Context:
         numbers = [int(found[1]) for name in specs if (found := LAST_CLASSIFIER.fullmatch(name))]
         self.searches = self.scheme is not None and self.scheme.levels is None
         self.last_classifier = max(numbers, default=None)
+        self.spares = self.searches and self.few_are_named()
+
+    def few_are_named(self) -> bool:
+        """Whether a step of their own for embeddings, classifiers and positional tables costs the others little.
+
+        `--min-sqnr` is about weights alone, whatever they do: the same step for all is smallest.
+        """
+        if self.recipe.goal and self.recipe.goal.kind == "min_sqnr":
+            return False
+        treated = [spec for spec in self.specs.values() if spec.dtype.kind == "float" and not self.structural(spec)]
+        named = [spec for spec in treated if (rule := self.default(spec.name)) and rule.reason != ROUTER]
+        return FEW * sum(spec.size for spec in named) <= sum(spec.size for spec in treated)
 
     def decide(self, name: str) -> Decision:
         """Apply the first rule that speaks of `name`."""
@@ -239,8 +254,11 @@ class _Context:
         if structural is not None:
             return Decision(None, structural)
         default = self.default(name)
-        if default and default.scheme == KEEP and not (self.searches and default.reason != "router"):
+        if default and default.scheme == KEEP and not (self.searches and default.reason != ROUTER):
             return Decision(None, f"{default.reason}: default")
+        if default and self.spares and isinstance(self.scheme, Ecq):
+            fine = replace(self.scheme, step=min(self.scheme.step or FINE_STEP, FINE_STEP))
+            return self.if_smaller(spec, fine, f"{default.reason}: default")
         if default and default.scheme != KEEP and self.scheme and self.scheme.bits < 8:
             return self.if_smaller(spec, parse_scheme(default.scheme), f"{default.reason}: default")
         return self.if_smaller(spec, self.scheme, "")
@@ -389,6 +407,7 @@ def describe_defaults() -> Iterable[tuple[str, str, str]]:
     for rule in DEFAULTS:
         words = ", ".join(rule.words) + (", the last classifier.N" if rule.reason == "classifier" else "")
         happens = "kept" if rule.scheme == KEEP else f"{rule.scheme} below 8 bits"
+        happens += "" if rule.reason == ROUTER else f"; ecq-s{FINE_STEP} where few"
         first, *more = wrap(words, 60)
         yield rule.reason, first, happens
         yield from (("", line, "") for line in more)

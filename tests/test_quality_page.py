@@ -37,7 +37,7 @@ class Row:
 
     @property
     def parsed(self):
-        return parse_scheme(self.scheme.partition(" ")[0])  # without "everywhere" or "spared"
+        return parse_scheme(self.scheme.partition(" ")[0])  # without "everywhere"
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,10 @@ def test_ecq_is_compared_with_the_files_of_the_table(checkpoint):
         assert (match.bytes, match.value) == (rows[scheme].bytes, rows[scheme].value)
 
 
-def test_ecq_that_spares_the_embedding_beats_every_scheme_below_8_bits_on_the_language_model():
+def test_ecq_beats_every_scheme_below_8_bits_on_the_language_model():
     _, _, *lines = generated("docs_lm.safetensors at equal size").splitlines()
-    spared = {cells(line)[0].strip("`"): cells(line)[-1].split(" ± ") for line in lines}
-    assert all(float(less) < -2 * float(error) for scheme, (less, error) in spared.items() if scheme != "int8")
+    found = {cells(line)[0].strip("`"): cells(line)[-1].split(" ± ") for line in lines}
+    assert all(float(less) < -2 * float(error) for scheme, (less, error) in found.items() if scheme != "int8")
 
 
 def test_ecq_has_more_decibels_than_integers_at_equal_size_where_weights_fill_the_file():

@@ -10,6 +10,7 @@ from modelzip_cli.errors import BadOption, NoTensorMatches, UnknownScheme, Usage
 from modelzip_cli.recipe import (
     LEAST_WEIGHTS,
     Decision,
+    Goal,
     Recipe,
     Rule,
     describe_defaults,
@@ -138,6 +139,22 @@ def test_a_tensor_with_the_scale_of_another_tool_beside_it_is_kept_and_so_is_the
     found = decide(Recipe(), "a.weight", f"a.weight{suffix}", "b.weight")
     assert found["a.weight"].reason == found[f"a.weight{suffix}"].reason == "quantized by another tool"
     assert found["b.weight"].scheme is not None
+
+
+def test_ecq_gives_embeddings_classifiers_and_positional_tables_a_fine_step_where_they_are_few():
+    layers = [f"layers.{number}.weight" for number in range(64)]
+    few, many = ["tok.weight", "wpe.weight", "lm_head.weight"], [*layers, "tok.weight", "layers.0.router.weight"]
+    for recipe in (Recipe("ecq", goal=Goal("bpw", 3)), Recipe("ecq", goal=Goal("ratio", 8))):
+        found = schemes(recipe, *layers, *few)
+        assert {found[name] for name in few} == {"ecq-s0.02"}
+        assert {found[name] for name in layers} == {"ecq"}
+        assert schemes(recipe, *layers[:8], *few)["tok.weight"] == "ecq"  # they would take the bits of the others
+    alike = Recipe("ecq", goal=Goal("min_sqnr", 20))
+    assert schemes(alike, *layers, *few)["tok.weight"] == "ecq"
+    assert schemes(Recipe("ecq-s0.3-t1"), *many)["tok.weight"] == "ecq-s0.02-t1"
+    assert schemes(Recipe("ecq-s0.3"), *many)["layers.0.router.weight"] == "lossless"
+    assert schemes(Recipe("ecq-s0.01"), *many)["tok.weight"] == "ecq-s0.01"
+    assert schemes(Recipe("ecq-s0.3", rules=(Rule("tok", "ecq-s0.3"),)), *many)["tok.weight"] == "ecq-s0.3"
 
 
 def test_only_narrows_and_never_overrides_the_defaults():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 NAME_WIDTH = 200
 STREAM = "-"  # a path that means standard input or output
+DECIBELS_A_BIT = 20 * math.log10(2)
+BEYOND_SHANNON = 0.11  # bits that `ecq` takes beyond a Gaussian's rate-distortion function (docs/benchmarks.md)
+ECQ_BESIDE = 8 * 2000  # bits of its tables, classes and names in the header
+WORTH_A_LINE = 0.97
+FINEST = 45.0  # dB that the finest step keeps
 
 
 def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
@@ -124,12 +130,32 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
     ]
     pairs.append(("memory", f"peak {size(report.peak_rss_bytes)}"))
     native = report.output is not None and report.output.layout == "native" and report.command != "restore"
+    if native and (ecq := ecq_bits(report)) is not None:
+        advice = f"modelzip compress {shlex.quote(report.source.path)} --min-sqnr {totals['sqnr_db']:.1f}"
+        pairs.append(("ecq", f"would keep these dB in about {ecq:.1f} bits a weight or less: {advice}"))
     if native and target != STREAM:
         pairs.append(("restore", f"modelzip restore {shlex.quote(target)}"))
         pairs.append(("in Python", f"from modelzip_cli import load_file; load_file({target!r})"))
     elif report.output is None:
         pairs.append(("next", "run it again without -n"))
     return pairs
+
+
+def ecq_bits(report: Report) -> float | None:
+    """What `ecq` would take at most for the SQNR that a run of quantize kept, in bits a weight; None where that is no
+    gain.
+
+    Of all weights with the same variance those of a Gaussian take the most bits: R(D) = log2(SQNR) / 2 (Cover and
+    Thomas, Elements of Information Theory, theorem 13.3.2).
+    """
+    kept, stored = report.totals["sqnr_db"], report.totals["bits_per_weight"]
+    lossy = [row.scheme for row in report.tensors if row.scheme and row.sqnr_db is not None]
+    if report.command != "quantize" or report.source.path == STREAM or not kept or not stored or kept >= FINEST:
+        return None
+    if all(scheme.startswith("ecq") for scheme in lossy):
+        return None
+    bits = kept / DECIBELS_A_BIT + BEYOND_SHANNON + ECQ_BESIDE / (report.totals["treated_parameters"] or 1)
+    return bits if 1 <= bits < WORTH_A_LINE * stored else None
 
 
 def _figure(value: float | None) -> str:

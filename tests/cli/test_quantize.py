@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -381,3 +382,14 @@ def test_the_torch_output_loads_with_weights_only_and_holds_the_same_bytes(model
     modelzip("restore", "b.pth", "-o", "b.back.pth")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("a.back.pth", "b.back.pth"))
     assert all(checkpoints.same(one[name], two[name]) for name in one)
+
+
+def test_the_report_says_what_ecq_would_take_for_the_same_decibels(modelzip, sample):
+    run = modelzip("quantize", sample("digits_cnn.pth"), "--scheme", "int4", "--format", "plain")
+    bits, command = re.search(
+        r"^ecq +.* in about ([\d.]+) bits a weight or less: modelzip (.*)$", run.stdout, re.M
+    ).groups()
+    taken = modelzip(*command.split(), "--json").json["totals"]["bits_per_weight"]
+    assert float(bits) - 0.15 < taken < float(bits) + 0.05
+    run = modelzip("quantize", sample("digits_mlp.pth"), "--scheme", "int4", "--format", "plain")
+    assert "\necq" not in run.stdout  # of so few weights its tables would take what it saves
