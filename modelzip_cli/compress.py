@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.blocks import refuse_nonfinite
 from modelzip_cli.coders.lossless import pack as pack_bits
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.sums import Sums, error_sums
-from modelzip_cli.kernels.widen import narrow, rounded
+from modelzip_cli.kernels.widen import narrow, rounded, widen
 from modelzip_cli.layouts.native import CODES, LOSSLESS, RANS, Record, encode_parts, slab_count, slabs
 from modelzip_cli.layouts.native_source import NativeSource
-from modelzip_cli.plan import Plan, TensorPlan, read_block, refuse_nonfinite
+from modelzip_cli.plan import Plan, TensorPlan
+from modelzip_cli.pruning import pruned_bits
 from modelzip_cli.report import finite, significant
 from modelzip_cli.source import Checkpoint, files_of
 from modelzip_cli.tensors import ArraySink, TensorSpec
@@ -78,8 +80,8 @@ class Outcome:
             self.sums.setdefault(name, []).append(encoded.sums)
 
     def errors(self, tensor: TensorPlan) -> Errors | None:
-        """The error of a treated tensor; None for one that is kept."""
-        if tensor.scheme is None or tensor.scheme.raw:
+        """The error of a tensor whose weights may change; None for the others."""
+        if not tensor.lossy:
             return None
         return Errors.of(tensor.spec.size, self.sums.get(tensor.spec.name, []))
 
@@ -137,7 +139,7 @@ def widest_records(plan: Plan) -> list[Record]:
             tensor.scheme,
             tensor.parts,
             zeros(tensor),
-            WIDEST if tensor.scheme and not tensor.scheme.raw else {},
+            WIDEST if tensor.lossy else {},
             tensor.coder,
             zeros(tensor),
             tensor.tables,
@@ -295,17 +297,24 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     spec, scheme = tensor.spec, tensor.scheme
     if tensor.coder in (RANS, LOSSLESS) and plan.layout == "native":
         jit.expect(slab.units, jit.CODED)
-    if scheme is None:
-        bits = source.read(spec.name, slab.first, slab.last)
-        return Encoded(slab, {tensor.parts[0].local: _stored(bits, summed)}, None)
-    if scheme.raw:
-        bits = source.read(spec.name, slab.first, slab.last)
-        return Encoded(slab, {CODES: _stored(pack_bits(bits, spec.dtype, spec.matrix[1]), summed)}, None)
+    columns = spec.matrix[1]
+    width = 1 if scheme is None or scheme.raw else columns
+    bits, kept = _read(source, tensor, slab.first * width, slab.last * width)
+    if scheme is None or scheme.raw:
+        sums = None
+        if tensor.pruned:
+            before, after = (widen(each.reshape(1, -1), spec.dtype).reshape(-1) for each in (bits, kept))
+            sums = error_sums(before, after)
+            if not Errors(bits.size, sums).finite:
+                raise refuse_nonfinite(source, spec)
+        if scheme is None:
+            return Encoded(slab, {tensor.parts[0].local: _stored(kept, summed)}, sums)
+        return Encoded(slab, {CODES: _stored(pack_bits(kept, spec.dtype, columns), summed)}, sums)
     tables, prices = (None, None) if tensor.tables is None else (plan.tables[tensor.tables], plan.prices[tensor.tables])
-    block = read_block(source, spec, slab.first, slab.last)
+    block, target = (widen(each.reshape(-1, columns), spec.dtype) for each in (bits, kept))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
-        params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
-        codes = scheme.encode(block, params, prices)
+        params = {**tensor.params, **scheme.fit_rows(target, tensor.params)}
+        codes = scheme.encode(target, params, prices)
         decoded = scheme.decode(codes, params)
     dtype = scheme.plain or spec.dtype
     restored = rounded(decoded, dtype)
@@ -322,6 +331,14 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
         if slab.first == 0 or next(part for part in tensor.parts if part.local == local).per_row
     }
     return Encoded(slab, parts, sums)
+
+
+def _read(source: Checkpoint, tensor: TensorPlan, start: int, stop: int) -> tuple[Bits, Bits]:
+    """The units [start, stop) as they are, and as they are to be stored."""
+    if tensor.pruned is not None:
+        return pruned_bits(source, tensor.spec, tensor.pruned.mask, start, stop)
+    bits = source.read(tensor.spec.name, start, stop)
+    return bits, bits
 
 
 def _stored(bits: Bits, summed: bool) -> tuple[memoryview, int]:

@@ -24,7 +24,7 @@ class Estimate:
         self, source: Checkpoint, recipe: Recipe, executor: Executor, lossless: Mapping[str, int] | None = None
     ) -> None:
         self.source, self.recipe, self.executor = source, recipe, executor
-        self.allocator = sampled(source, recipe, executor)
+        self.allocator = sampled(source, recipe, executor, {})
         self.container = "hf-directory" if source.container == "hf-directory" else "safetensors"
         self.lossless = dict(lossless or {})
 

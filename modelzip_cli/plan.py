@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from modelzip_cli.allocate import Allocation, Allocator, sample_all
+from modelzip_cli.blocks import Blocks, read_block, refuse_nonfinite
 from modelzip_cli.coders.rans import coded_bytes, pack_vector
 from modelzip_cli.coders.tables import Tables
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import METADATA
-from modelzip_cli.errors import DoesNotFit, NonFinite, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.errors import DoesNotFit, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.rans import LANES
-from modelzip_cli.kernels.widen import widen
 from modelzip_cli.layouts import Part
 from modelzip_cli.layouts.dense import dense_parts
 from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
+from modelzip_cli.pruning import Masked, Masks, Pruned, find_masks
 from modelzip_cli.recipe import Decision, Recipe
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.schemes.ecq import Ecq
@@ -28,9 +29,6 @@ from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Source, TensorSpec
-
-if TYPE_CHECKING:
-    from modelzip_cli.tensors import Block
 
 WORTH = 0.15  # what entropy coding has to save of a tensor, which it makes slower to read
 CODER_SAMPLE = 64 * 1024  # weights that are looked at to know
@@ -50,6 +48,7 @@ class TensorPlan:
     coder: str | None = None
     tables: int | None = None  # of the plan's sets
     guess: int | None = None  # bytes that coded codes are expected to take
+    pruned: Pruned | None = None
 
     @property
     def bytes_after(self) -> int:
@@ -59,7 +58,12 @@ class TensorPlan:
     @property
     def treated(self) -> bool:
         """Whether it was asked for: what is only stored losslessly because it is kept is not."""
-        return self.scheme is not None and not (self.scheme.raw and self.reason)
+        return self.pruned is not None or (self.scheme is not None and not (self.scheme.raw and bool(self.reason)))
+
+    @property
+    def lossy(self) -> bool:
+        """Whether its weights may change."""
+        return self.pruned is not None or (self.scheme is not None and not self.scheme.raw)
 
 
 @dataclass(frozen=True)
@@ -95,34 +99,47 @@ def plan_compression(
     command: str,
     container: str,
     executor: Executor,
+    masks: Masks | None = None,
     allocator: Allocator | None = None,
     step: float | None = None,
 ) -> Plan:
     """Decide for every tensor of `source`; fit what belongs to whole tensors, one tensor a task on `executor`.
 
-    `container` is that of the output; `step` that of `ecq` tensors without one of their own, and `allocator` what
-    `sampled` made of them. Raises NonFinite unless the recipe allows such tensors to be kept.
+    `container` is that of the output; `step` that of `ecq` tensors without one of their own; `masks` and `allocator`
+    are what `masks_of` and `sampled` made of the source. Raises NonFinite unless the recipe allows keeping those.
     """
     decisions = recipe.decide(source.specs, _ties(source))
-    allocator = allocator or sampled(source, recipe, executor)
+    masks = masks_of(source, recipe, executor) if masks is None else masks
+    allocator = allocator or sampled(source, recipe, executor, masks)
     allocation = allocator.at(step or 1.0) if allocator.sampled else None
     undecided = [
         (spec, decisions[_ties(source).get(name, name)], tie) for name, spec, tie in _stored(source, recipe, container)
     ]
     jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
-    tensors = list(executor.map(lambda item: _fitted(source, recipe, allocation, *item), undecided))
+    seen = Masked(source, masks) if masks else source
+    tensors = list(executor.map(lambda item: _fitted(seen, recipe, allocation, masks, *item), undecided))
     plan = _assembled(source, recipe, tensors, command, container)
     if allocation:
         plan = replace(plan, tables=allocation.tables, prices=allocation.prices)
     return plan
 
 
-def sampled(source: Checkpoint, recipe: Recipe, executor: Executor) -> Allocator:
-    """Go once through the tensors that `recipe` gives `ecq`."""
+def masks_of(source: Checkpoint, recipe: Recipe, executor: Executor) -> Masks:
+    """What `recipe` prunes of the tensors of `source`, by the first name of a tie."""
+    if recipe.pruning is None:
+        return {}
     decisions = recipe.decide(source.specs, _ties(source))
+    chosen = [(source.specs[name], decision.amount) for name, decision in decisions.items() if decision.pruned]
+    return find_masks(source, chosen, recipe.pruning, executor, allow_nonfinite=recipe.allow_nonfinite)
+
+
+def sampled(source: Checkpoint, recipe: Recipe, executor: Executor, masks: Masks) -> Allocator:
+    """Go once through the tensors that `recipe` gives `ecq`, as they are once pruned."""
+    decisions = recipe.decide(source.specs, _ties(source))
+    seen = Masked(source, masks) if masks else source
     treated = [(source.specs[name], one.scheme) for name, one in decisions.items() if isinstance(one.scheme, Ecq)]
     jit.expect(sum(spec.size for spec, _ in treated), jit.SEARCHING)
-    found = sample_all(treated, lambda spec, first, last: read_block(source, spec, first, last), executor)
+    found = sample_all(treated, lambda spec, first, last: read_block(seen, spec, first, last), executor)
     if not recipe.allow_nonfinite:
         for each in found:
             if not each.finite:
@@ -249,16 +266,32 @@ def _with_parts(tensors: list[TensorPlan], layout: str, container: str) -> list[
 
 
 def _fitted(
-    source: Checkpoint,
+    source: Source,
     recipe: Recipe,
     allocation: Allocation | None,
+    masks: Masks,
     spec: TensorSpec,
     decision: Decision,
     tie: str | None,
 ) -> TensorPlan:
     """Turn a decision into a plan for a tensor, which may have to be kept after a look at its values."""
+    pruned = masks.get(tie or spec.name)
+    return replace(_stored_as(source, recipe, allocation, spec, decision, tie, pruned), pruned=pruned)
+
+
+def _stored_as(
+    source: Source,
+    recipe: Recipe,
+    allocation: Allocation | None,
+    spec: TensorSpec,
+    decision: Decision,
+    tie: str | None,
+    pruned: Pruned | None,
+) -> TensorPlan:
     scheme, reason = decision.scheme, decision.reason
     params: Params = {}
+    if decision.pruned and pruned is None:
+        reason = "holds NaN or infinity"  # such tensors have no mask
     if isinstance(scheme, Ecq):
         return _allocated(recipe, allocation, spec, reason, tie)
     if scheme is not None and scheme.raw:
@@ -297,9 +330,7 @@ def _allocated(
     return TensorPlan(spec, allocation.scheme[owner], reason, (), params, tie, RANS, number, guess)
 
 
-def _coder(
-    source: Checkpoint, recipe: Recipe, spec: TensorSpec, scheme: Scheme, params: Params
-) -> tuple[str, int | None]:
+def _coder(source: Source, recipe: Recipe, spec: TensorSpec, scheme: Scheme, params: Params) -> tuple[str, int | None]:
     """The coder of a scheme with a closed range, and about how many bytes entropy-coded codes will take."""
     if recipe.coder == BITPACK or recipe.layout != "native":
         return BITPACK, None
@@ -336,37 +367,3 @@ def _native(tensor: TensorPlan, taken: set[str]) -> tuple[Part, ...]:
 
 def _fit(source: Source, scheme: Scheme, spec: TensorSpec) -> Params:
     return scheme.fit_tensor(Blocks(source, spec)) if scheme.fits_tensor else {}
-
-
-class Blocks:
-    """The slabs of a tensor as float32 blocks, read anew each time they are gone through."""
-
-    def __init__(self, source: Source, spec: TensorSpec) -> None:
-        self._source, self._spec = source, spec
-
-    def __iter__(self) -> Iterator[Block]:
-        for first, last in self._spec.row_slabs():
-            yield read_block(self._source, self._spec, first, last)
-
-
-def read_block(source: Source, spec: TensorSpec, first: int, last: int) -> Block:
-    """Rows [first, last) of a tensor of a float dtype as float32 [rows, columns]."""
-    columns = spec.matrix[1]
-    bits = source.read(spec.name, first * columns, last * columns)
-    return widen(bits.reshape(last - first, columns), spec.dtype)
-
-
-def refuse_nonfinite(source: Checkpoint, spec: TensorSpec) -> NonFinite:
-    """Look for what is not finite in a tensor and say where."""
-    for first, last in spec.row_slabs():
-        block = read_block(source, spec, first, last)
-        bad = np.argwhere(~np.isfinite(block))
-        if len(bad):
-            row, column = bad[0]
-            value = block[row, column]
-            what = "NaN" if np.isnan(value) else "infinity" if spec.dtype.bits < 64 else "a value outside float32"
-            return NonFinite(
-                f"{source.file.label}: tensor {inert(spec.name, longest=200)} holds {what} "
-                f"(first at row {first + row}, column {column}); --allow-nonfinite keeps such tensors as they are"
-            )
-    raise AssertionError(f"{spec.name} is finite")

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.blocks import read_block
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit
 from modelzip_cli.estimate import Estimate
 from modelzip_cli.kernels.sums import error_sums
 from modelzip_cli.kernels.widen import rounded
 from modelzip_cli.output import file_container, planned_size
-from modelzip_cli.plan import Plan, choose_coder, outline, read_block
+from modelzip_cli.plan import Plan, choose_coder, outline
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import finite
 from modelzip_cli.schemes.base import Scheme

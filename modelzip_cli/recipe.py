@@ -1,18 +1,27 @@
 """What a run is asked to do: which tensor gets which scheme, and why the others are kept.
 
-The defaults stand in one table, `DEFAULTS`; `modelzip schemes --defaults` prints it. `docs/quantize.md` explains it.
+The defaults are in `defaults.py`; `docs/quantize.md` explains them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
-from textwrap import wrap
 from typing import Any
 
+from modelzip_cli.amounts import PRUNING_KEYS, Pruning, check_sparsity
+from modelzip_cli.defaults import (
+    DEFAULTS,
+    FEW,
+    FINE_STEP,
+    LAST_CLASSIFIER,
+    LEAST_WEIGHTS,
+    ROUTER,
+    SCALE_SUFFIXES,
+    Default,
+)
 from modelzip_cli.errors import NoTensorMatches, UsageError, inert
 from modelzip_cli.layouts import LAYOUTS
 from modelzip_cli.schemes import KEEP, parse_scheme
@@ -21,64 +30,28 @@ from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.tensors import TensorSpec
 
-LEAST_WEIGHTS = 4096
 KEYS = ("scheme", "layout", "only", "skip", "set", "keep_extras", "allow_nonfinite", "key", "coder")
-SCALE_SUFFIXES = (".scale", "_scale", "_scale_inv")
-CAREFUL = "int8"  # what embeddings and classifiers get when the others get fewer than 8 bits
-FINE_STEP = 0.02  # their step, and that of positional tables, when the others get `ecq`: some 7 bits, 45 dB
-FEW = 16  # where they are no more than one of so many weights: larger ones would take the bits of all others
-
-
-@dataclass(frozen=True)
-class Default:
-    """A rule on names: `words` are globs for one component of the name; `only_outer`: the module's own last one, and
-    not inside a numbered layer."""
-
-    reason: str
-    words: tuple[str, ...]
-    scheme: str
-    only_outer: bool = False
-
-    def matches(self, name: str) -> bool:
-        """Say whether the rule is about tensor `name`."""
-        parts = name.split(".")
-        if not self.only_outer:
-            return any(_is_one_of(part, self.words) for part in parts)
-        module = parts[:-1] if len(parts) > 1 else parts
-        return _is_one_of(module[-1], self.words) and not any(part.isdigit() for part in module)
-
-
-@lru_cache(maxsize=4096)  # a model of a thousand layers has few different components
-def _is_one_of(component: str, words: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(component, word) for word in words)
-
-
-POSITIONS = (
-    "pos",
-    "pos_emb*",
-    "position*_embed*",
-    "embed_positions",
-    "wpe",
-    "relative_position_*",
-    "rel_pos*",
-    "relative_attention_bias",
-)
-ROUTER = "router"
-DEFAULTS = (
-    Default(ROUTER, ("router", "gate"), KEEP),
-    Default("positional table", POSITIONS, KEEP),
-    Default("embedding", ("embed*", "*_embeddings", "*_embedding", "wte", "tok"), CAREFUL),
-    Default("classifier", ("lm_head", "head", "fc", "score", "logits", "output", "classifier"), CAREFUL, True),
-)
-LAST_CLASSIFIER = re.compile(r"(?:.*\.)?classifier\.([0-9]{1,9})\.[^.]+")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors that `match` get `scheme`, whatever the defaults say; vectors and small ones only by their full name."""
+    """Tensors that `match` get `scheme`, whatever the defaults say; vectors and small ones only by their full name.
+
+    Or, where weights are pruned, `amount` says which share of theirs.
+    """
 
     match: str
-    scheme: str
+    scheme: str = KEEP
+    amount: float | None = None
+
+    @property
+    def value(self) -> str:
+        """What stands behind the `=` of --set."""
+        return self.scheme if self.amount is None else f"{self.amount:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The rule as JSON values."""
+        return {"match": self.match} | ({"scheme": self.scheme} if self.amount is None else {"amount": self.amount})
 
 
 @dataclass(frozen=True)
@@ -103,10 +76,13 @@ CODERS = ("auto", "bitpack", "rans")
 
 @dataclass(frozen=True)
 class Decision:
-    """What one tensor gets: a scheme, or None and the reason why it is kept."""
+    """What one tensor gets: a scheme, or None and the reason why it is kept; whether it is pruned, and `amount`, where
+    that is a share of its own."""
 
     scheme: Scheme | None
     reason: str
+    pruned: bool = False
+    amount: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +99,7 @@ class Recipe:
     key: str | None = None
     coder: str = "auto"
     goal: Goal | None = None
+    pruning: Pruning | None = None
 
     def __post_init__(self) -> None:
         """Put scheme names into canonical form. Raises UnknownScheme and BadOption for names that are none."""
@@ -134,7 +111,19 @@ class Recipe:
         object.__setattr__(self, "rules", tuple(replace(rule, scheme=_canonical(rule.scheme)) for rule in self.rules))
         for pattern in (*self.only, *self.skip, *(rule.match for rule in self.rules)):
             _check_pattern(pattern)
+        for rule in self.rules:
+            if rule.amount is not None:
+                if self.pruning is None:
+                    raise UsageError(
+                        f"--set {inert(rule.match)}={rule.value}: an amount is for prune; here give a scheme"
+                    )
+                check_sparsity(rule.amount, f"--set {inert(rule.match)}")
         schemes = [parse_scheme(name) for name in (self.scheme, *(rule.scheme for rule in self.rules))]
+        lossy = next((scheme for scheme in schemes if scheme and not scheme.has_zero), None)
+        if self.pruning and lossy:
+            raise UsageError(f"{lossy} has no code for zero: what is pruned would come back; take another scheme")
+        if self.pruning and self.goal and self.goal.kind == "min_sqnr":
+            raise UsageError("--min-sqnr counts what is pruned as error: give a step, as in ecq-s0.15, or another goal")
         searched = [scheme for scheme in schemes if isinstance(scheme, Ecq)]
         if self.coder == "bitpack" and any(scheme and scheme.levels is None for scheme in schemes):
             raise UsageError("ecq and lossless need entropy coding: leave --coder away")
@@ -152,7 +141,7 @@ class Recipe:
             if getattr(self, name):
                 values[name] = [*getattr(self, name)]
         if self.rules:
-            values["set"] = [vars(rule) for rule in self.rules]
+            values["set"] = [rule.to_json() for rule in self.rules]
         for name in ("keep_extras", "allow_nonfinite", "key"):
             if getattr(self, name):
                 values[name] = getattr(self, name)
@@ -160,13 +149,13 @@ class Recipe:
             values["coder"] = self.coder
         if self.goal:
             values[self.goal.kind] = self.goal.value
-        return values
+        return values | (self.pruning.to_json() if self.pruning else {})
 
     @staticmethod
     def from_json(values: Mapping[str, Any], label: str) -> Recipe:
         """Read what `to_json` wrote. Raises UsageError naming `label` for unknown keys and wrong types."""
         try:
-            unknown = set(values) - {*KEYS, *GOALS}
+            unknown = set(values) - {*KEYS, *GOALS, *PRUNING_KEYS}
             goals = [Goal(kind, values[kind]) for kind in GOALS if kind in values]
             if len(goals) > 1:
                 raise UsageError(f"{label}: {goals[0].kind} and {goals[1].kind} are two goals; give one")
@@ -184,6 +173,7 @@ class Recipe:
                 key=_text(values["key"]) if "key" in values else None,
                 coder=_text(values.get("coder", "auto")),
                 goal=goals[0] if goals else None,
+                pruning=Pruning.from_json(values),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"{label}: not a recipe: {inert(str(error))}") from None
@@ -195,7 +185,7 @@ class Recipe:
         for name, owner in ties.items():
             names[owner].append(name)
         return {
-            owner: min((context.decide(name) for name in group), key=lambda found: _strictness(found, specs[owner]))
+            owner: min((context.decide(name) for name in group), key=lambda each: _strictness(each, specs[owner]))
             for owner, group in names.items()
         }
 
@@ -213,7 +203,7 @@ class _Context:
     def __init__(self, recipe: Recipe, specs: Mapping[str, TensorSpec]) -> None:
         self.recipe, self.specs = recipe, specs
         self.scheme = parse_scheme(recipe.scheme)
-        self.rules = [(rule, parse_scheme(rule.scheme)) for rule in recipe.rules]
+        self.schemes = {rule.scheme: parse_scheme(rule.scheme) for rule in recipe.rules}
         numbers = [int(found[1]) for name in specs if (found := LAST_CLASSIFIER.fullmatch(name))]
         self.searches = self.scheme is not None and self.scheme.levels is None
         self.last_classifier = max(numbers, default=None)
@@ -232,21 +222,53 @@ class _Context:
 
     def decide(self, name: str) -> Decision:
         """Apply the first rule that speaks of `name`."""
-        found = self.rule_of(name)
+        found = self.scheme_of(name)
+        pruned, amount = self.pruning_of(name)
+        if pruned:
+            scheme, reason = found.scheme, "" if found.scheme is None else found.reason
+            if amount is not None:
+                reason = f"--set {amount.match}"
+            if scheme is None and self.recipe.layout == "native" and isinstance(self.scheme, Lossless):
+                scheme = self.scheme
+            return Decision(scheme, reason, True, amount.amount if amount else None)
         whole = self.specs[name].size and self.recipe.layout == "native" and self.scheme and self.scheme.levels is None
         if whole and found.scheme is None and found.reason and not found.reason.startswith("--"):
             return Decision(Lossless(), "" if isinstance(self.scheme, Lossless) else found.reason)
         return found
 
-    def rule_of(self, name: str) -> Decision:
+    def pruning_of(self, name: str) -> tuple[bool, Rule | None]:
+        """Whether a tensor is pruned, and the rule that says how much of it, if there is one."""
+        spec = self.specs[name]
+        if self.recipe.pruning is None or spec.dtype.kind != "float" or not spec.size:
+            return False, None
+        rule = self.rule_of(name)
+        if rule is not None and rule.amount is not None:
+            return True, rule
+        if rule is not None and rule.scheme == KEEP:
+            return False, None
+        return self.structural(spec) is None and self.is_selected(name) and self.default(name) is None, None
+
+    def is_selected(self, name: str) -> bool:
+        """Whether --only and --skip leave a tensor to be treated."""
+        only, skip = self.recipe.only, self.recipe.skip
+        return (not only or any(matches(each, name) for each in only)) and not any(matches(each, name) for each in skip)
+
+    def rule_of(self, name: str) -> Rule | None:
+        """The last rule about a tensor."""
+        structural = self.structural(self.specs[name])
+        for rule in reversed(self.recipe.rules):
+            if matches(rule.match, name) and (structural is None or is_name(rule.match)):
+                return rule
+        return None
+
+    def scheme_of(self, name: str) -> Decision:
         """What the rules say of a tensor, when nothing is known of how the others are stored."""
         spec = self.specs[name]
         if spec.dtype.kind != "float":
             return Decision(None, {"small-float": "8-bit float", "bool": "boolean"}.get(spec.dtype.kind, spec.dtype.id))
-        structural = self.structural(spec)
-        for rule, scheme in reversed(self.rules):
-            if matches(rule.match, name) and (structural is None or is_name(rule.match)):
-                return self.if_smaller(spec, scheme, f"--set {rule.match}")
+        structural, rule = self.structural(spec), self.rule_of(name)
+        if rule is not None and rule.amount is None:
+            return self.if_smaller(spec, self.schemes[rule.scheme], f"--set {rule.match}")
         if self.recipe.only and not any(matches(pattern, name) for pattern in self.recipe.only):
             return Decision(None, "not in --only")
         if any(matches(pattern, name) for pattern in self.recipe.skip):
@@ -299,11 +321,11 @@ class _Context:
         return Decision(scheme, reason) if after < spec.bytes else Decision(None, "would not get smaller")
 
 
-def _strictness(decision: Decision, spec: TensorSpec) -> float:
-    """Sort key: kept first, then the scheme that takes the most bytes."""
+def _strictness(decision: Decision, spec: TensorSpec) -> tuple[bool, float]:
+    """Sort key: what is not pruned first; of these what is kept, then the scheme that takes the most bytes."""
     if decision.scheme is None or decision.scheme.raw:
-        return -float("inf") if decision.scheme is None else -1e300
-    return -decision.scheme.stored_bytes(*spec.matrix)
+        return decision.pruned, -float("inf") if decision.scheme is None else -1e300
+    return decision.pruned, -decision.scheme.stored_bytes(*spec.matrix)
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -351,17 +373,27 @@ def _flag(value: Any) -> bool:
 
 
 def _rule(value: Any) -> Rule:
-    if not isinstance(value, dict) or set(value) != {"match", "scheme"}:
-        raise ValueError("an entry of set is not match and scheme")
-    return Rule(_text(value["match"]), _text(value["scheme"]))
+    if not isinstance(value, dict) or set(value) not in ({"match", "scheme"}, {"match", "amount"}):
+        raise ValueError("an entry of set is not match and scheme, or match and amount")
+    if "scheme" in value:
+        return Rule(_text(value["match"]), _text(value["scheme"]))
+    amount = value["amount"]
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise ValueError("an amount is not a number")
+    return Rule(_text(value["match"]), amount=amount)
 
 
 def parse_rule(text: str) -> Rule:
-    """Read `GLOB=SCHEME`. Raises UsageError."""
-    match, separator, scheme = text.rpartition("=")
+    """Read `GLOB=SCHEME` or `GLOB=AMOUNT`. Raises UsageError."""
+    match, separator, value = text.rpartition("=")
     if not separator or not match:
         raise UsageError(f"--set {inert(text)!r}: write GLOB=SCHEME, such as --set 'lm_head*=int8'")
-    return Rule(match, scheme)
+    if re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", value):
+        try:
+            return Rule(match, amount=float(value))
+        except ValueError:
+            pass
+    return Rule(match, value)
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
@@ -395,19 +427,3 @@ def read_recipe(text: str, label: str) -> Recipe:
         return Recipe.from_json(tomllib.loads(text), label)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{label}: not TOML: {inert(str(error))}") from None
-
-
-def describe_defaults() -> Iterable[tuple[str, str, str]]:
-    """The keep rules as rows: what it is about, how it is recognised, what happens."""
-    yield "element type", "not f64, f32, f16 or bf16", "kept"
-    yield "rank", "0 or 1", "kept"
-    yield "size", f"under {LEAST_WEIGHTS:,} weights", "kept"
-    yield "no gain", "would not get smaller", "kept"
-    yield "another tool's", " or ".join(f"NAME{suffix}" for suffix in SCALE_SUFFIXES) + " beside it", "kept"
-    for rule in DEFAULTS:
-        words = ", ".join(rule.words) + (", the last classifier.N" if rule.reason == "classifier" else "")
-        happens = "kept" if rule.scheme == KEEP else f"{rule.scheme} below 8 bits"
-        happens += "" if rule.reason == ROUTER else f"; ecq-s{FINE_STEP} where few"
-        first, *more = wrap(words, 60)
-        yield rule.reason, first, happens
-        yield from (("", line, "") for line in more)

@@ -118,7 +118,7 @@ class Search:
             return True
         assert self._last is not None
         if self.goal.kind == "min_sqnr":
-            lossy = [tensor for tensor in plan.tensors if tensor.scheme and not tensor.scheme.raw and not tensor.tie]
+            lossy = [tensor for tensor in plan.tensors if tensor.lossy and not tensor.tie]
             sums = [slab for tensor in lossy for slab in outcome.sums.get(tensor.spec.name, [])]
             errors = Errors.of(sum(tensor.spec.size for tensor in lossy), sums)
             lost = float(errors.sums[1] / errors.sums[0]) if errors.sums[0] else 0.0

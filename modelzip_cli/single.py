@@ -20,7 +20,7 @@ from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
-from modelzip_cli.plan import Plan, TensorPlan, plan_compression, plan_restore, sampled
+from modelzip_cli.plan import Plan, TensorPlan, masks_of, plan_compression, plan_restore, sampled
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.search import Search
@@ -148,11 +148,19 @@ def _meet(
     The step comes from a sample. Where the output misses the goal, what it was is the measure for the next attempt.
     Raises Unreachable when no step on offer meets the goal.
     """
-    allocator = sampled(source, recipe, executor)
+    masks = masks_of(source, recipe, executor)
+    allocator = sampled(source, recipe, executor, masks)
 
     def planned(step: float | None) -> Plan:
         return plan_compression(
-            source, recipe, command=command, container=container, executor=executor, allocator=allocator, step=step
+            source,
+            recipe,
+            command=command,
+            container=container,
+            executor=executor,
+            masks=masks,
+            allocator=allocator,
+            step=step,
         )
 
     search = Search(goal, source, allocator)
@@ -244,7 +252,7 @@ def _report(
     stored = [tensor for tensor in plan.tensors if not tensor.tie]
     treated = [tensor for tensor in stored if tensor.treated]
     everything = Errors.of(
-        sum(tensor.spec.size for tensor in treated if tensor.scheme and not tensor.scheme.raw),
+        sum(tensor.spec.size for tensor in treated if tensor.lossy),
         [slab for tensor in treated for slab in outcome.sums.get(tensor.spec.name, [])] if outcome else [],
     )
     before, after = sum(t.spec.bytes for t in stored), sum(t.bytes_after for t in stored)
@@ -323,12 +331,13 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         reason,
         0 if tensor.tie else spec.bytes,
         tensor.bytes_after,
-        exact=tensor.scheme is None,
+        exact=not tensor.lossy,
     )
-    if tensor.scheme is None or tensor.tie:
+    if tensor.tie:
         return row
-    coder = tensor.coder if any(part.local == CODES for part in tensor.parts) else None
-    row = replace(row, scheme=str(tensor.scheme), coder=coder, bits_per_weight=_bits([tensor]), exact=tensor.scheme.raw)
+    if tensor.scheme is not None:
+        coder = tensor.coder if any(part.local == CODES for part in tensor.parts) else None
+        row = replace(row, scheme=str(tensor.scheme), coder=coder, bits_per_weight=_bits([tensor]))
     if errors is None:
         return row
     return replace(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from modelzip_cli.amounts import Pruning
+from modelzip_cli.layouts.native import LOSSLESS
 from modelzip_cli.output import SUFFIXES, TORCH_SUFFIXES
 from modelzip_cli.recipe import Recipe
+from modelzip_cli.schemes import KEEP
 
 
 def derived_name(path: Path, tag: str, suffix: str) -> str:
@@ -25,7 +28,23 @@ def output_name(path: Path, recipe: Recipe) -> str:
 
 
 def tag_of(recipe: Recipe) -> str:
-    """What names an output between stem and suffix: the scheme, or the goal."""
+    """What names an output between stem and suffix: what is pruned, and the scheme or the goal."""
+    scheme = _scheme_tag(recipe)
+    if recipe.pruning is None:
+        return scheme
+    stored = "" if recipe.goal is None and recipe.scheme in (LOSSLESS, KEEP) else f"-{scheme}"
+    return pruning_tag(recipe.pruning) + stored
+
+
+def pruning_tag(asked: Pruning) -> str:
+    """p70 for 70 % zeros, t0.001 for a threshold, 2of4 for 2:4."""
+    if asked.pattern is not None:
+        return asked.pattern.replace(":", "of")
+    amount = f"t{asked.threshold:g}" if asked.sparsity is None else f"p{100 * asked.sparsity:.6g}"
+    return amount if asked.criterion == "magnitude" else f"{amount}-{asked.criterion}"
+
+
+def _scheme_tag(recipe: Recipe) -> str:
     goal = recipe.goal
     if goal is None:
         return recipe.scheme

@@ -17,6 +17,7 @@ from modelzip_cli import __version__
 from modelzip_cli.cli.compress import compress
 from modelzip_cli.cli.diff import diff
 from modelzip_cli.cli.inspect import inspect
+from modelzip_cli.cli.prune import prune
 from modelzip_cli.cli.quantize import quantize
 from modelzip_cli.cli.restore import restore
 from modelzip_cli.cli.schemes import schemes
@@ -32,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (inspect, quantize, compress, restore, diff, verify, schemes):
+for command in (inspect, quantize, prune, compress, restore, diff, verify, schemes):
     app.command()(command)
 
 

@@ -79,6 +79,45 @@ LosslessFlag = Annotated[
 Requantize = Annotated[
     bool, typer.Option("--requantize", help="Take a file that modelzip compressed: decode it, compress it again.")
 ]
+Sparsity = Annotated[float | None, typer.Option("--sparsity", metavar="S", help="Share of zeros: 0.7 is 70 %.")]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", metavar="T", help="Prune every weight whose magnitude is below this.")
+]
+PatternName = Annotated[
+    str | None,
+    typer.Option("--pattern", metavar="N:M", help="Keep N of every M weights along the input dimension, such as 2:4."),
+]
+CriterionName = Annotated[
+    str | None,
+    typer.Option("--criterion", metavar="magnitude|random", help="Which weights go first.  [default: magnitude]"),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        "--scope",
+        metavar="global|layer",
+        help="One threshold for all tensors, or the same share of each.  [default: global; of random, layer]",
+    ),
+]
+MinKeep = Annotated[
+    float | None,
+    typer.Option("--min-keep", metavar="SHARE", help="What a global threshold leaves every tensor.  [default: 0.02]"),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of --criterion random.  [default: 0]")]
+KeptScheme = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme", "-s", metavar="SCHEME", help="How what is left is stored, such as int4.  [default: lossless]"
+    ),
+]
+SetAmount = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="GLOB=AMOUNT",
+        help="Another share of zeros for some tensors, or a scheme; keep leaves them alone. The last match wins.",
+    ),
+]
 CoderName = Annotated[
     str | None,
     typer.Option(

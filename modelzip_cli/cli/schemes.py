@@ -26,8 +26,8 @@ def schemes(
     """
     from modelzip_cli.cli.show import show
     from modelzip_cli.cli.values import parse_form
+    from modelzip_cli.defaults import describe_defaults
     from modelzip_cli.pages.manual import default_blocks, scheme_blocks, scheme_list_blocks
-    from modelzip_cli.recipe import describe_defaults
     from modelzip_cli.report import SCHEMA_VERSION
     from modelzip_cli.schemes.listing import explain, list_schemes
 

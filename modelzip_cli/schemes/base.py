@@ -66,6 +66,7 @@ class Scheme(ABC):
     widths: ClassVar[range] = range(0)  # the widths that may follow the id in a name; empty: none
     plain: ClassVar[DType | None] = None  # the codes are the weights in this dtype, stored as an ordinary tensor
     raw: ClassVar[bool] = False  # no codes at all: the coder works on the bits of the tensor, whatever its dtype
+    has_zero: ClassVar[bool] = True  # a weight of exactly 0 is 0 again
     tall: ClassVar[bool] = False  # slabs have more rows, for paths that run down them
 
     @property

@@ -47,6 +47,7 @@ class Binary(Scheme):
 
     id: ClassVar[str] = "binary"
     example: ClassVar[str] = "binary-m2"
+    has_zero: ClassVar[bool] = False
     granularity: Granularity = Granularity(0)
     terms: int = 1
 

@@ -39,6 +39,7 @@ class Codebook(Scheme):
 
     id: ClassVar[str] = "codebook"
     example: ClassVar[str] = "codebook4"
+    has_zero: ClassVar[bool] = False
     widths: ClassVar[range] = range(1, 9)
     bits: int = 4
 

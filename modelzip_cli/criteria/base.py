@@ -1,0 +1,51 @@
+"""The contract of a criterion: how much each weight matters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from modelzip_cli.kernels.widen import widen
+from modelzip_cli.tensors import BF16, F32, TensorSpec
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits, Block
+
+Statistics = Mapping[str, Any]  # what running the model on data left of one tensor: arrays by what they are
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a block lies: the tensor, and which of its rows comes first."""
+
+    spec: TensorSpec
+    first: int
+
+
+@dataclass(frozen=True)
+class Criterion(ABC):
+    """One way to say which weights matter least. `seed`: of those that draw numbers."""
+
+    id: ClassVar[str]
+    by_bits: ClassVar[bool] = False  # the scores are the weights themselves: their bits will do
+    same_everywhere: ClassVar[bool] = False  # scores of two tensors say nothing about which of them matters more
+
+    seed: int = 0
+
+    @abstractmethod
+    def scores(self, block: Block, place: Place, statistics: Statistics | None = None) -> Block:
+        """Score `block`, float32 [rows, columns]: float32 of the same shape, whose magnitude says how much a weight
+        matters. The sign says nothing. A weight of 0 has score 0, one that is not finite a score that is not. Must
+        not depend on how rows are cut."""
+
+    def keys(self, bits: Bits, place: Place, statistics: Statistics | None = None) -> Bits:
+        """The scores of raw `bits` [rows, columns] as unsigned integers that order them, but for the sign bit: the bits
+        of a float32 as uint32, or of a bf16 as uint16."""
+        dtype = place.spec.dtype
+        if self.by_bits and dtype in (BF16, F32):
+            return bits
+        return np.ascontiguousarray(self.scores(widen(bits, dtype), place, statistics)).view(np.uint32)
