@@ -52,6 +52,11 @@ class Errors:
         return None if cosine is None else max(-1.0, min(1.0, cosine))
 
     @property
+    def energy_kept(self) -> float | None:
+        """Sum of squares of the restored weights over that of the source; None when the source is 0."""
+        return float(self.sums[2] / self.sums[0]) if self.sums[0] > 0 else None
+
+    @property
     def max_abs_error(self) -> float:
         """The largest |w - restored w|, in units of the weight."""
         return float(self.sums[3])

@@ -9,9 +9,10 @@ from dataclasses import replace
 from modelzip_cli.coders.lossless import pack
 from modelzip_cli.output import file_container, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, plan_compression, sampled
+from modelzip_cli.pruning import Masked
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import TensorSpec
+from modelzip_cli.tensors import Source, TensorSpec
 
 
 class Estimate:
@@ -39,23 +40,32 @@ class Estimate:
             allocator=self.allocator,
             step=step,
         )
-        kept = [tensor.spec for tensor in plan.tensors if tensor.scheme and tensor.scheme.raw and not tensor.tie]
-        missing = [spec for spec in kept if spec.name not in self.lossless]
-        self.lossless |= lossless_sizes(self.source, missing, self.executor)
-        return replace(plan, tensors=tuple(_sized(tensor, self.lossless) for tensor in plan.tensors))
+        return with_lossless_sizes(plan, self.source, self.executor, self.lossless)
 
     def size(self, plan: Plan) -> int:
         """Bytes of the files that it would write."""
         return planned_size(plan, self.source, self.container)
 
 
-def lossless_sizes(source: Checkpoint, specs: Sequence[TensorSpec], executor: Executor) -> dict[str, int]:
+def with_lossless_sizes(
+    plan: Plan, source: Checkpoint, executor: Executor, known: dict[str, int] | None = None
+) -> Plan:
+    """The plan with close sizes of what it stores losslessly; those found are added to `known`."""
+    known = {} if known is None else known
+    raw = [tensor for tensor in plan.tensors if tensor.scheme and tensor.scheme.raw and not tensor.tie]
+    missing = [tensor.spec for tensor in raw if tensor.spec.name not in known]
+    masks = {tensor.spec.name: tensor.pruned for tensor in raw if tensor.pruned}
+    known |= lossless_sizes(Masked(source, masks) if masks else source, missing, executor)
+    return replace(plan, tensors=tuple(_sized(tensor, known) for tensor in plan.tensors))
+
+
+def lossless_sizes(source: Source, specs: Sequence[TensorSpec], executor: Executor) -> dict[str, int]:
     """About the bytes that tensors take losslessly, by name."""
     found = executor.map(lambda spec: _lossless_bytes(source, spec), specs)
     return dict(zip((spec.name for spec in specs), found, strict=True))
 
 
-def _lossless_bytes(source: Checkpoint, spec: TensorSpec) -> int:
+def _lossless_bytes(source: Source, spec: TensorSpec) -> int:
     """The middle slab is packed; the others are taken to be like it."""
     slabs = list(spec.unit_slabs())
     if not slabs:

@@ -231,9 +231,13 @@ class _Context:
             if scheme is None and self.recipe.layout == "native" and isinstance(self.scheme, Lossless):
                 scheme = self.scheme
             return Decision(scheme, reason, True, amount.amount if amount else None)
+        if self.recipe.pruning and found.reason in ("", KEEP) and (found.scheme is None or found.scheme.raw):
+            named = self.default(name)  # stored like the others, but not treated
+            found = Decision(None, f"{named.reason}: default" if named else KEEP)
         whole = self.specs[name].size and self.recipe.layout == "native" and self.scheme and self.scheme.levels is None
         if whole and found.scheme is None and found.reason and not found.reason.startswith("--"):
-            return Decision(Lossless(), "" if isinstance(self.scheme, Lossless) else found.reason)
+            same = isinstance(self.scheme, Lossless) and self.recipe.pruning is None
+            return Decision(Lossless(), "" if same else found.reason)
         return found
 
     def pruning_of(self, name: str) -> tuple[bool, Rule | None]:

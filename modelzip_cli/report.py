@@ -36,6 +36,7 @@ class TensorRow:
     bits_per_weight: float | None = None
     sparsity: float | None = None
     sparsity_before: float | None = None
+    energy_kept: float | None = None
     sqnr_db: float | None = None
     cosine: float | None = None
     max_abs_error: float | None = None

@@ -18,6 +18,7 @@ from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome, run
 from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import CannotWrite, GateFailed, inert
+from modelzip_cli.estimate import with_lossless_sizes
 from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, masks_of, plan_compression, plan_restore, sampled
@@ -124,6 +125,7 @@ def _carry_out(
     plan: Plan, source: Checkpoint, target: Target, settings: Settings, executor: Executor, started: float
 ) -> Report:
     if settings.dry_run:
+        plan = with_lossless_sizes(plan, source, executor)
         return _report(plan, source, target, planned_size(plan, source, target.container), None, started)
     if target.path != STANDARD:
         _check_space(plan, target.path)
@@ -277,6 +279,9 @@ def _report(
     path = inert(str(target.path))
     written = Side(path, target.container, size, len(stored), 0, layout=plan.layout)
     extra: dict[str, Any] = {} if outcome else {"planned": {"path": path, "bytes": size}}
+    if plan.recipe.pruning is not None:
+        extra["pruning"], more = _pruning(plan, outcome)
+        warnings += more
     return Report(
         command=plan.command,
         modelzip=__version__,
@@ -290,6 +295,42 @@ def _report(
         peak_rss_bytes=peak_rss(),
         extra=extra,
     )
+
+
+def _pruning(plan: Plan, outcome: Outcome | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What was asked and reached over the pruned tensors, and what to warn of."""
+    asked = plan.recipe.pruning
+    assert asked is not None
+    pruned = [tensor for tensor in plan.tensors if tensor.pruned and not tensor.tie]
+    weights = sum(tensor.spec.size for tensor in pruned)
+    found: dict[str, Any] = {
+        "asked": asked.sparsity if asked.mask is None else asked.mask.sparsity,
+        "tensors": len(pruned),
+        "parameters": weights,
+    }
+    warnings: tuple[str, ...] = ()
+    if outcome is not None:
+        errors = Errors.of(weights, [slab for tensor in pruned for slab in outcome.sums.get(tensor.spec.name, [])])
+        found |= {
+            "zeros": int(errors.sums[5]),
+            "sparsity": finite(errors.sparsity, 6),
+            "sparsity_before": finite(errors.sparsity_before, 6),
+            "energy_kept": finite(errors.energy_kept, 6),
+        }
+        if pruned and errors.exact:
+            warnings = (f"nothing was left to prune: {errors.sparsity_before:.2%} of the weights were zeros before",)
+    else:
+        known = [tensor.pruned.zeros for tensor in pruned if tensor.pruned and tensor.pruned.zeros is not None]
+        found["zeros"] = sum(known) if len(known) == len(pruned) else None
+        found["sparsity"] = finite(found["zeros"] / weights, 6) if weights and found["zeros"] is not None else None
+    floored = [tensor.spec.name for tensor in pruned if tensor.pruned and tensor.pruned.floored]
+    found["floored"] = [inert(name) for name in floored]
+    if floored:
+        names = ", ".join(inert(name, longest=60) for name in floored[:3]) + (", ..." if len(floored) > 3 else "")
+        warnings += (f"--min-keep {asked.floor:g} spared {len(floored)} tensors, whose share the others took: {names}",)
+    if plan.layout == "dense" and pruned:
+        warnings += ("the file does not shrink: in plain tensors a zero is still a number; --layout native stores it",)
+    return found, warnings
 
 
 def describe_source(source: Checkpoint) -> Side:
@@ -344,6 +385,7 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         row,
         sparsity=finite(errors.sparsity, 6),
         sparsity_before=finite(errors.sparsity_before, 6),
+        energy_kept=finite(errors.energy_kept, 6),
         sqnr_db=finite(errors.sqnr_db, 4),
         cosine=finite(errors.cosine, 8),
         max_abs_error=significant(errors.max_abs_error),

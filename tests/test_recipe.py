@@ -6,14 +6,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from modelzip_cli.defaults import LEAST_WEIGHTS, describe_defaults
 from modelzip_cli.errors import BadOption, NoTensorMatches, UnknownScheme, UsageError
 from modelzip_cli.recipe import (
-    LEAST_WEIGHTS,
     Decision,
     Goal,
     Recipe,
     Rule,
-    describe_defaults,
     matches,
     parse_rule,
     read_recipe,

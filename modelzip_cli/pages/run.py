@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.errors import inert
 from modelzip_cli.figures import count, decibel, duration, size
@@ -21,7 +21,8 @@ DECIBELS_A_BIT = 20 * math.log10(2)
 BEYOND_SHANNON = 0.11  # bits that `ecq` takes beyond a Gaussian's rate-distortion function (docs/benchmarks.md)
 ECQ_BESIDE = 8 * 2000  # bits of its tables, classes and names in the header
 WORTH_A_LINE = 0.97
-FINEST = 45.0  # dB that the finest step keeps
+FINEST, COARSEST = 45.0, 3.2  # dB that the finest step keeps, and a little more than the coarsest
+ENOUGH_DB = 20.0
 
 
 def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
@@ -42,12 +43,13 @@ def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
     ]
     rows = [row for row in report.tensors if row.status != "dropped"]
     if report.command != "restore" or verbose or any(row.scheme for row in rows):
-        blocks.append(_tensor_table(rows, verbose=verbose))
+        blocks.append(_tensor_table(rows, verbose=verbose, pruned="pruning" in report.extra))
     blocks.append(Pairs(tuple(_report_pairs(report, target)), tuple(_gate_styles(report))))
     return blocks
 
 
-def _tensor_table(rows: Sequence[TensorRow], *, verbose: bool) -> Table:
+def _tensor_table(rows: Sequence[TensorRow], *, verbose: bool, pruned: bool) -> Table:
+    """A line for each group of tensors; where weights were pruned, with zeros and energy."""
     if verbose:
         groups = [Group((row.name,), None, (place,)) for place, row in enumerate(rows)]
     else:
@@ -65,7 +67,27 @@ def _tensor_table(rows: Sequence[TensorRow], *, verbose: bool) -> Table:
         before, after = (sum(getattr(rows[place], key) for place in members) for key in ("bytes_before", "bytes_after"))
         dim.add(len(lines))
         lines.append((f"({len(rest)} smaller groups)", str(len(members)), "", size(before), size(after), "", ""))
-    return Table(("tensors", "n", "now", "before", "after", "dB", "note"), "lrlrrrl", tuple(lines), frozenset(dim))
+    heads: tuple[str, ...] = ("tensors", "n", "now", "before", "after", "dB", "note")
+    sides = "lrlrrrl"
+    if pruned:
+        zeros = [_zeros([rows[place] for place in found.members]) for found in shown] + [("", "")] * bool(rest)
+        lines = [(*line[:5], *more, *line[5:]) for line, more in zip(lines, zeros, strict=True)]
+        heads, sides = (*heads[:5], "zeros", "energy", *heads[5:]), "lrlrrrrrl"
+    return Table(heads, sides, tuple(lines), frozenset(dim))
+
+
+def _zeros(rows: Sequence[TensorRow]) -> tuple[str, str]:
+    """Exact zeros of a group of tensors, those before where there were any, and the least energy that one has left."""
+    known = [row for row in rows if row.energy_kept is not None]
+    weights = sum(math.prod(row.shape) for row in known)
+    if not known or not weights:
+        return "", ""
+    after, before = (
+        sum((getattr(row, key) or 0.0) * math.prod(row.shape) for row in known) / weights
+        for key in ("sparsity", "sparsity_before")
+    )
+    least = min(row.energy_kept or 0.0 for row in known)
+    return (f"{before:.1%} -> {after:.1%}" if before else f"{after:.1%}"), f"{least:.1%}"
 
 
 def _group_line(found: Group, rows: Sequence[TensorRow]) -> tuple[str, ...]:
@@ -105,7 +127,9 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         )
     elif treated and report.output:
         pairs.append(("error", "none: every weight is restored exactly"))
-    if totals["sparsity"]:
+    if "pruning" in report.extra:
+        pairs += _pruning_pairs(report.extra["pruning"])
+    elif totals["sparsity"]:
         pairs.append(("sparsity", f"{totals['sparsity']:.2%} zeros (before: {totals['sparsity_before'] or 0:.2%})"))
     worst = sorted((row for row in treated if row.sqnr_db is not None), key=lambda row: row.sqnr_db or 0)[:3]
     if len(treated) > 1 and worst:
@@ -132,7 +156,8 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
     native = report.output is not None and report.output.layout == "native" and report.command != "restore"
     if native and (ecq := ecq_bits(report)) is not None:
         advice = f"modelzip compress {shlex.quote(report.source.path)} --min-sqnr {totals['sqnr_db']:.1f}"
-        pairs.append(("ecq", f"would keep these dB in about {ecq:.1f} bits a weight or less: {advice}"))
+        alone = ", nothing pruned" if report.command == "prune" else ""
+        pairs.append(("ecq", f"would keep these dB in about {ecq:.1f} bits a weight or less{alone}: {advice}"))
     if native and target != STREAM:
         pairs.append(("restore", f"modelzip restore {shlex.quote(target)}"))
         pairs.append(("in Python", f"from modelzip_cli import load_file; load_file({target!r})"))
@@ -141,21 +166,37 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
     return pairs
 
 
+def _pruning_pairs(pruning: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked, what was reached, what is left."""
+    asked = "" if pruning["asked"] is None else f"{pruning['asked']:.6g} asked, "
+    if pruning["sparsity"] is None:
+        pairs = [("zeros", f"{asked}the run counts them")]
+    else:
+        reached = f"{pruning['sparsity']:.6g} reached: {pruning['zeros']:,} of {pruning['parameters']:,} weights"
+        before = f" (before: {pruning['sparsity_before']:.6g})" if "sparsity_before" in pruning else ""
+        pairs = [("zeros", f"{asked}{reached} in {pruning['tensors']} tensors{before}")]
+    if pruning.get("energy_kept") is not None:
+        pairs.append(("energy", f"{pruning['energy_kept']:.2%} of the sum of squares is left"))
+        if pruning["energy_kept"] < 1 - 10 ** (-ENOUGH_DB / 10):
+            pairs.append(("hint", "pruned without recovery: train on, or distil, to win back what was lost"))
+    return pairs
+
+
 def ecq_bits(report: Report) -> float | None:
-    """What `ecq` would take at most for the SQNR that a run of quantize kept, in bits a weight; None where that is no
+    """What `ecq` would take at most for the SQNR that quantize or prune kept, in bits a weight; None where that is no
     gain.
 
     Of all weights with the same variance those of a Gaussian take the most bits: R(D) = log2(SQNR) / 2 (Cover and
     Thomas, Elements of Information Theory, theorem 13.3.2).
     """
     kept, stored = report.totals["sqnr_db"], report.totals["bits_per_weight"]
-    lossy = [row.scheme for row in report.tensors if row.scheme and row.sqnr_db is not None]
-    if report.command != "quantize" or report.source.path == STREAM or not kept or not stored or kept >= FINEST:
+    if report.source.path == STREAM or not kept or not stored or not COARSEST < kept < FINEST:
         return None
-    if all(scheme.startswith("ecq") for scheme in lossy):
+    lossy = [row.scheme or "" for row in report.tensors if row.sqnr_db is not None]
+    if report.command != "prune" and (report.command != "quantize" or all(name.startswith("ecq") for name in lossy)):
         return None
     bits = kept / DECIBELS_A_BIT + BEYOND_SHANNON + ECQ_BESIDE / (report.totals["treated_parameters"] or 1)
-    return bits if 1 <= bits < WORTH_A_LINE * stored else None
+    return bits if bits < WORTH_A_LINE * stored else None
 
 
 def _figure(value: float | None) -> str:
