@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -110,3 +111,50 @@ def check_sparsity(sparsity: float, option: str) -> None:
         raise UsageError(f"{option} {sparsity:g}: a share of the weights, not per cent: write {sparsity / 100:g}")
     if not 0 <= sparsity < 1:
         raise UsageError(f"{option} {sparsity:g}: write a share of the weights, 0 <= share < 1")
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Which of the repeated blocks of a model go: all but the `share`, or those numbered `layers`; of the blocks whose
+    names begin with `stack`, None where only one kind of block repeats."""
+
+    share: float | None = None
+    layers: tuple[int, ...] = ()
+    stack: str | None = None
+
+    @staticmethod
+    def of(depth: str | None, drop_layers: str | None) -> Depth | None:
+        """Read `0.75` or `3,7`, either with `decoder.layers:` before it. Raises UsageError."""
+        if depth is not None and drop_layers is not None:
+            raise UsageError("--depth and --drop-layers both say which layers go: give one of them")
+        if depth is not None:
+            stack, value = _stacked(depth)
+            try:
+                share = float(value)
+            except ValueError:
+                share = math.nan
+            if not 0 < share < 1:
+                raise UsageError(f"--depth {inert(depth)}: write the share of layers that stay, such as 0.75")
+            return Depth(share, (), stack)
+        if drop_layers is None:
+            return None
+        stack, value = _stacked(drop_layers)
+        if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", value):
+            raise UsageError(f"--drop-layers {inert(drop_layers)}: write the numbers of layers, such as 3,7")
+        return Depth(None, tuple(sorted({int(number) for number in value.split(",")})), stack)
+
+    def to_json(self) -> dict[str, Any]:
+        """The key of a recipe: `depth` or `drop_layers`, as text."""
+        before = "" if self.stack is None else f"{self.stack}:"
+        if self.share is not None:
+            return {"depth": f"{before}{self.share:g}"}
+        return {"drop_layers": before + ",".join(map(str, self.layers))}
+
+
+def _stacked(text: str) -> tuple[str | None, str]:
+    """What stands before and after the colon."""
+    stack, separator, value = text.rpartition(":")
+    return (stack or None) if separator else None, value.strip()
+
+
+DEPTH_KEYS = ("depth", "drop_layers")

@@ -199,7 +199,10 @@ class DirectoryOutput:
             file.commit()
         self._write_index()
         for name in self._source.file.others:
-            self._folder.copy(self._source.file.path / name, name)
+            if name in self._source.rewritten:
+                write_text(self._folder.inside(name), self._source.rewritten[name], replace=False)
+            else:
+                self._folder.copy(self._source.file.path / name, name)
         return size
 
     @property

@@ -186,7 +186,7 @@ def _assembled(source: Checkpoint, recipe: Recipe, tensors: Sequence[TensorPlan]
         beside, dropped = [], tuple(source.beside.values())
     planned = _with_parts([*tensors, *beside], recipe.layout, container)
     outer, warnings = outer_of(source, recipe.layout, container)
-    if not any(tensor.treated for tensor in planned):
+    if recipe.depth is None and not any(tensor.treated for tensor in planned):
         warnings += ("nothing to treat: every tensor is kept as it is; -v says why",)
     return Plan(command, recipe, container, tuple(planned), dropped, outer, source.metadata, source.warnings + warnings)
 

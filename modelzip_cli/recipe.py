@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from modelzip_cli.amounts import PRUNING_KEYS, Pruning, check_sparsity
+from modelzip_cli.amounts import DEPTH_KEYS, PRUNING_KEYS, Depth, Pruning, check_sparsity
 from modelzip_cli.defaults import (
     DEFAULTS,
     FEW,
@@ -100,6 +100,7 @@ class Recipe:
     coder: str = "auto"
     goal: Goal | None = None
     pruning: Pruning | None = None
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
         """Put scheme names into canonical form. Raises UnknownScheme and BadOption for names that are none."""
@@ -149,13 +150,14 @@ class Recipe:
             values["coder"] = self.coder
         if self.goal:
             values[self.goal.kind] = self.goal.value
-        return values | (self.pruning.to_json() if self.pruning else {})
+        values |= self.pruning.to_json() if self.pruning else {}
+        return values | (self.depth.to_json() if self.depth else {})
 
     @staticmethod
     def from_json(values: Mapping[str, Any], label: str) -> Recipe:
         """Read what `to_json` wrote. Raises UsageError naming `label` for unknown keys and wrong types."""
         try:
-            unknown = set(values) - {*KEYS, *GOALS, *PRUNING_KEYS}
+            unknown = set(values) - {*KEYS, *GOALS, *PRUNING_KEYS, *DEPTH_KEYS}
             goals = [Goal(kind, values[kind]) for kind in GOALS if kind in values]
             if len(goals) > 1:
                 raise UsageError(f"{label}: {goals[0].kind} and {goals[1].kind} are two goals; give one")
@@ -174,6 +176,7 @@ class Recipe:
                 coder=_text(values.get("coder", "auto")),
                 goal=goals[0] if goals else None,
                 pruning=Pruning.from_json(values),
+                depth=Depth.of(*(_text(values[key]) if key in values else None for key in DEPTH_KEYS)),
             )
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"{label}: not a recipe: {inert(str(error))}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SCHEMA_VERSION = 1
+OF_A_LAYER = "of a layer that was dropped"  # why a tensor is not there
 
 
 def finite(value: float | None, digits: int) -> float | None:

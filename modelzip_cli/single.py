@@ -17,13 +17,14 @@ from modelzip_cli.allocate import table_bytes
 from modelzip_cli.compare import Errors
 from modelzip_cli.compress import Outcome, run
 from modelzip_cli.containers.streams import STANDARD
+from modelzip_cli.depth import dropped_from, open_for
 from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.estimate import with_lossless_sizes
 from modelzip_cli.layouts.native import CODES
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, masks_of, plan_compression, plan_restore, sampled
 from modelzip_cli.recipe import Goal, Recipe
-from modelzip_cli.report import Gate, Report, Side, TensorRow, finite, significant
+from modelzip_cli.report import OF_A_LAYER, Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.search import Search
 from modelzip_cli.source import Checkpoint, check_new, open_source
 
@@ -86,7 +87,7 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
     """
     started = time.monotonic()
     container = container_of(path, output)
-    source = open_source(path, key=recipe.key, keep_extras=recipe.keep_extras)
+    source = open_for(path, recipe)
     try:
         settings.check_output(path, output)
         check_new(source, requantize=settings.requantize)
@@ -279,6 +280,10 @@ def _report(
     path = inert(str(target.path))
     written = Side(path, target.container, size, len(stored), 0, layout=plan.layout)
     extra: dict[str, Any] = {} if outcome else {"planned": {"path": path, "bytes": size}}
+    dropped, gone = dropped_from(source)
+    if dropped is not None:
+        extra["depth"] = dropped.to_json()
+        rows += [TensorRow(spec.name, spec.shape, spec.dtype.id, "dropped", OF_A_LAYER, spec.bytes, 0) for spec in gone]
     if plan.recipe.pruning is not None:
         extra["pruning"], more = _pruning(plan, outcome)
         warnings += more

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelzip_cli.compress import run
+from modelzip_cli.depth import open_for
 from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.plan import plan_compression
@@ -84,7 +85,7 @@ def _replay(
 ) -> list[tuple[str, str]]:
     """Run the recipe of the file again and compare every manifest entry: checksums and figures."""
     recipe = Recipe.from_json(native[0].manifest["recipe"], native[0].label)
-    source = open_source(against, key=recipe.key, keep_extras=recipe.keep_extras)
+    source = open_for(against, recipe)
     try:
         claimed = [(file.manifest["source"]["sha256"], file.manifest["source"]["bytes"]) for file in native]
         whole, in_files = ([(file.sha256, file.file.size) for file in files] for files in ([source], files_of(source)))

@@ -24,7 +24,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("amounts", "defaults"),
     ("recipe",),
     ("source", "allocate"),
-    ("blocks",),
+    ("blocks", "depth"),
     ("pruning",),
     ("plan",),
     ("compress", "survey"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from modelzip_cli.amounts import Pruning
+from modelzip_cli.amounts import Depth, Pruning
 from modelzip_cli.layouts.native import LOSSLESS
 from modelzip_cli.output import SUFFIXES, TORCH_SUFFIXES
 from modelzip_cli.recipe import Recipe
@@ -30,10 +30,18 @@ def output_name(path: Path, recipe: Recipe) -> str:
 def tag_of(recipe: Recipe) -> str:
     """What names an output between stem and suffix: what is pruned, and the scheme or the goal."""
     scheme = _scheme_tag(recipe)
-    if recipe.pruning is None:
+    if recipe.pruning is None and recipe.depth is None:
         return scheme
-    stored = "" if recipe.goal is None and recipe.scheme in (LOSSLESS, KEEP) else f"-{scheme}"
-    return pruning_tag(recipe.pruning) + stored
+    parts = [depth_tag(recipe.depth)] if recipe.depth else []
+    parts += [pruning_tag(recipe.pruning)] if recipe.pruning else []
+    return "-".join(parts + ([] if recipe.goal is None and recipe.scheme in (LOSSLESS, KEEP) else [scheme]))
+
+
+def depth_tag(asked: Depth) -> str:
+    """d75 for 75 % of the layers, without3.7 for those."""
+    if asked.share is not None:
+        return f"d{100 * asked.share:.6g}"
+    return f"without{'.'.join(map(str, asked.layers))}"
 
 
 def pruning_tag(asked: Pruning) -> str:

@@ -104,6 +104,14 @@ MinKeep = Annotated[
     typer.Option("--min-keep", metavar="SHARE", help="What a global threshold leaves every tensor.  [default: 0.02]"),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of --criterion random.  [default: 0]")]
+DepthShare = Annotated[
+    str | None,
+    typer.Option("--depth", metavar="SHARE", help="Keep this share of the layers; or PREFIX:SHARE, if several repeat."),
+]
+DropLayers = Annotated[
+    str | None,
+    typer.Option("--drop-layers", metavar="N,N", help="Drop these layers, the first is 0; or PREFIX:N,N."),
+]
 KeptScheme = Annotated[
     str | None,
     typer.Option(

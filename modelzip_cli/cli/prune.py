@@ -9,6 +9,8 @@ from modelzip_cli.cli.options import (
     CoderName,
     CriterionName,
     Debug,
+    DepthShare,
+    DropLayers,
     DryRun,
     Exclude,
     FailUnder,
@@ -55,6 +57,8 @@ def prune(
     seed: Seed = None,
     scope: Scope = None,
     min_keep: MinKeep = None,
+    depth: DepthShare = None,
+    drop_layers: DropLayers = None,
     scheme: KeptScheme = None,
     only: Only = None,
     skip: Skip = None,
@@ -88,10 +92,10 @@ def prune(
 ) -> None:
     """Set weights to zero, and store the rest so that the file shrinks. The source is never changed.
 
-    An amount is needed: --sparsity, --threshold or --pattern. What is left keeps its exact values; --scheme quantizes
-    it in the same pass. Embeddings and classifiers are left alone.
+    An amount is needed: --sparsity, --threshold, --pattern, --depth or --drop-layers. What is left keeps its exact
+    values; --scheme quantizes it in the same pass. Embeddings and classifiers are left alone.
     """
-    from modelzip_cli.amounts import Pruning
+    from modelzip_cli.amounts import Depth, Pruning
     from modelzip_cli.batch.names import output_name
     from modelzip_cli.cli.many import Shown, run_many, select
     from modelzip_cli.cli.recipes import read_recipe_file, save_recipe_file
@@ -113,10 +117,12 @@ def prune(
     earlier = before.pruning.to_json() if before and before.pruning else {}
     if any(given[name] is not None for name in amounts):
         earlier = {name: value for name, value in earlier.items() if name not in amounts}
-    pruning = Pruning(**(earlier | {name: value for name, value in given.items() if value is not None}))
+    values = earlier | {name: value for name, value in given.items() if value is not None}
+    shallow = Depth.of(depth, drop_layers) or (before.depth if before else None)
+    pruning = Pruning(**values) if values or shallow is None else None
     layout = layout or (before.layout if before else "native")
     default = "lossless" if layout == "native" else "keep"
-    asked = before or Recipe(scheme=default, layout=layout, pruning=pruning)
+    asked = before or Recipe(scheme=default, layout=layout)
     if scheme is None and before and before.scheme in ("lossless", "keep"):
         scheme = default
     asked = replace(
@@ -131,6 +137,7 @@ def prune(
         allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
         coder=coder or asked.coder,
         pruning=pruning,
+        depth=shallow,
     )
     limits = Limits(
         tuple(parse_gate(text, METRICS) for text in fail_under or ()),

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,25 +218,38 @@ class HfDirectory:
         try:
             for name in folder.shards:
                 self.shards[name] = open_shard(folder.path / name)
-            self._shard_of = self._agreed()
+            self._check_index()
         except BaseException:
             self.close()
             raise
+        self.rewritten: Mapping[str, str] = {}  # new texts of files beside the weights
+        self.compressed = all(shard.compressed for shard in self.shards.values())
+        self.metadata: Mapping[str, str] = {}
+        self.sha256 = hashlib.sha256("".join(shard.sha256 for shard in self.shards.values()).encode()).hexdigest()
+        self.warnings = tuple(warning for shard in self.shards.values() for warning in shard.warnings)
+        if folder.left_out:
+            names = ", ".join(map(inert, folder.left_out[:4])) + (", ..." if len(folder.left_out) > 4 else "")
+            self.warnings += (f"not copied, not the weights that were read: {names}",)
+        self._gather()
+
+    def _gather(self) -> None:
+        """What all shards hold together."""
         shards = self.shards.values()
+        self._shard_of = {name: shard for shard in shards for name in shard.specs}
         self.specs = {name: spec for shard in shards for name, spec in shard.specs.items()}
         self.beside = {name: spec for shard in shards for name, spec in shard.beside.items()}
         self._shard_of |= {name: shard for shard in shards for name in shard.beside}
-        self.compressed = all(shard.compressed for shard in shards)
-        self.metadata: Mapping[str, str] = {}
-        self.sha256 = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
         self.outer: Outer | None = None
         if any(shard.outer for shard in shards):
             ties = {name: owner for shard in shards if shard.outer for name, owner in shard.outer.ties.items()}
             self.outer = Outer.flat(tuple(self.specs), ties)
-        self.warnings = tuple(warning for shard in shards for warning in shard.warnings)
-        if folder.left_out:
-            names = ", ".join(map(inert, folder.left_out[:4])) + (", ..." if len(folder.left_out) > 4 else "")
-            self.warnings += (f"not copied, not the weights that were read: {names}",)
+
+    def with_shards(self, change: Callable[[Any], Any]) -> HfDirectory:
+        """The same directory with every shard changed, and without those that then hold nothing."""
+        changed = copy(self)
+        changed.shards = {name: shard for name, each in self.shards.items() if (shard := change(each)).specs}
+        changed._gather()
+        return changed
 
     def read(self, name: str, start: int, stop: int) -> Bits:
         bits: Bits = self._shard_of[name].read(name, start, stop)
@@ -249,8 +263,8 @@ class HfDirectory:
         for shard in self.shards.values():
             shard.close()
 
-    def _agreed(self) -> dict[str, Any]:
-        """Which shard each tensor is in. Raises BrokenCheckpoint where index and shards, or two shards, disagree."""
+    def _check_index(self) -> None:
+        """Raise BrokenCheckpoint where index and shards, or two shards, disagree."""
         label, weight_map = self.file.label, self.file.weight_map
         found: dict[str, str] = {}
         for shard, source in self.shards.items():
@@ -267,4 +281,3 @@ class HfDirectory:
                 raise BrokenCheckpoint(
                     f"{label}: tensor {inert(name, longest=200)} should be in {inert(shard)}, but is not there"
                 )
-        return {name: self.shards[shard] for name, shard in found.items()}

@@ -11,6 +11,7 @@ from modelzip_cli.errors import inert
 from modelzip_cli.figures import count, decibel, duration, size
 from modelzip_cli.grouping import Group, group, most_of
 from modelzip_cli.render import Bars, Block, Heading, Pairs, Table
+from modelzip_cli.report import OF_A_LAYER
 
 if TYPE_CHECKING:
     from modelzip_cli.report import Report, TensorRow
@@ -127,6 +128,11 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         )
     elif treated and report.output:
         pairs.append(("error", "none: every weight is restored exactly"))
+    if "depth" in report.extra:
+        depth = report.extra["depth"]
+        gone = ", ".join(map(str, depth["dropped"]))
+        left = depth["layers"] - len(depth["dropped"])
+        pairs.append(("depth", f"{left} of {depth['layers']} layers of {depth['stack']}; without {gone}"))
     if "pruning" in report.extra:
         pairs += _pruning_pairs(report.extra["pruning"])
     elif totals["sparsity"]:
@@ -136,7 +142,7 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         pairs.append(
             ("worst", "   ".join(f"{inert(row.name, longest=NAME_WIDTH)} {row.sqnr_db:.1f} dB" for row in worst))
         )
-    dropped = [row for row in report.tensors if row.status == "dropped"]
+    dropped = [row for row in report.tensors if row.status == "dropped" and row.reason != OF_A_LAYER]
     if dropped:
         top = sorted({row.name.split(".")[0] for row in dropped})
         names = ", ".join(inert(name, longest=60) for name in top[:4]) + (", ..." if len(top) > 4 else "")
