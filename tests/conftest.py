@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -68,8 +69,32 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_of_this_process_use_the_cache(kernel_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_CACHE_DIR", str(kernel_cache))
+        patch.setenv("NUMBA_CACHE_DIR", str(kernel_cache))  # before numba is imported
+        _compile_each_kernel_once(patch, kernel_cache)
         yield
+
+
+def _compile_each_kernel_once(patch: pytest.MonkeyPatch, kernel_cache: Path) -> None:
+    """While a worker compiles a kernel, another that wants it waits for what will be in the cache."""
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.dispatcher import Dispatcher
+
+    compile_it = Dispatcher.compile
+
+    def compile_alone(kernel: Any, signature: Any) -> Any:
+        name = kernel.py_func.__module__, kernel.py_func.__qualname__
+        with global_compiler_lock, (kernel_cache / f"{'.'.join(name)}.lock").open("w") as file:  # always in this order
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return compile_it(kernel, signature)
+
+    patch.setattr(Dispatcher, "compile", compile_alone)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as machine code in this process, however little there is to do; the program chooses by itself."""
+    monkeypatch.setenv(jit.CHOICE, "numba")
+    monkeypatch.setattr(jit._Work, "numba", None)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modelzip_cli.kernels import jit
 from modelzip_cli.predict import PREDICTED, TARGETS
 from tests.checkpoints import (
     every_dtype_pth,
@@ -77,6 +78,12 @@ ODD = {
     "weak; names.safetensors": weak_names,
     "directory": directory,
 }
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """With compiled kernels, which the session compiles once: numpy gives the same and takes its time."""
+    return environment | {jit.CHOICE: "numba"}
 
 
 @pytest.fixture
