@@ -1,19 +1,27 @@
-"""What every test may use: the installed program as a subprocess, and copies of the sample models."""
+"""What every test may use: the program, in this process or as it is installed, and copies of the sample models."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from modelzip_cli.cli import app as program
+from modelzip_cli.kernels import jit
 
 PROGRAM = Path(sys.executable).with_name("modelzip")
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -61,8 +69,32 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _kernels_of_this_process_use_the_cache(kernel_cache: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_CACHE_DIR", str(kernel_cache))
+        patch.setenv("NUMBA_CACHE_DIR", str(kernel_cache))  # before numba is imported
+        _compile_each_kernel_once(patch, kernel_cache)
         yield
+
+
+def _compile_each_kernel_once(patch: pytest.MonkeyPatch, kernel_cache: Path) -> None:
+    """While a worker compiles a kernel, another that wants it waits for what will be in the cache."""
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.dispatcher import Dispatcher
+
+    compile_it = Dispatcher.compile
+
+    def compile_alone(kernel: Any, signature: Any) -> Any:
+        name = kernel.py_func.__module__, kernel.py_func.__qualname__
+        with global_compiler_lock, (kernel_cache / f"{'.'.join(name)}.lock").open("w") as file:  # always in this order
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return compile_it(kernel, signature)
+
+    patch.setattr(Dispatcher, "compile", compile_alone)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels as machine code in this process, however little there is to do; the program chooses by itself."""
+    monkeypatch.setenv(jit.CHOICE, "numba")
+    monkeypatch.setattr(jit._Work, "numba", None)
 
 
 @pytest.fixture
@@ -87,16 +119,15 @@ def environment(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def modelzip(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
-    """Run the installed program in `tmp_path`, as a shell would: `modelzip("inspect", path, "--json")`.
+def installed(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
+    """Run the installed program in `tmp_path`, as a shell would: `installed("inspect", path, "--json")`.
 
     `stdin`: bytes for the program, else it reads an empty stream; `env`: variables to add.
     """
 
     def run(*arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path = tmp_path) -> Run:
-        command = [PROGRAM, *(os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments)]
         done = subprocess.run(
-            command,
+            [PROGRAM, *words(arguments)],
             input=stdin,
             capture_output=True,
             cwd=cwd,
@@ -107,6 +138,88 @@ def modelzip(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
         return Run(done.returncode, done.stdout, done.stderr.decode(errors="surrogateescape"))
 
     return run
+
+
+@pytest.fixture
+def modelzip(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
+    """The same in this process, which saves starting Python and loading numba a thousand times.
+
+    The program has the environment, the folder, the three descriptors and the kernels that a process of its own would
+    have; what a process is (signals, start-up, what is imported when) needs `installed`.
+    """
+
+    def run(*arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path = tmp_path) -> Run:
+        with (
+            _alarm(),
+            pytest.MonkeyPatch.context() as patch,
+            _descriptors(patch, stdin) as (stdout, stderr),
+            _warnings_are_written(),
+        ):
+            patch.chdir(cwd)
+            for name in {*os.environ} - {*environment}:
+                patch.delenv(name)
+            for name, value in (environment | (env or {})).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", [os.fspath(PROGRAM), *words(arguments)])
+            patch.setattr(jit._Work, "announced", 0)
+            patch.setattr(jit._Work, "numba", None)
+            exit_code = program._run(sys.argv[1:])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            printed = [_content(file) for file in (stdout, stderr)]
+        return Run(exit_code, printed[0], printed[1].decode(errors="surrogateescape"))
+
+    return run
+
+
+def words(arguments: tuple[object, ...]) -> list[str]:
+    """A command line."""
+    return [os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments]
+
+
+@contextmanager
+def _descriptors(patch: pytest.MonkeyPatch, stdin: bytes) -> Iterator[list[IO[bytes]]]:
+    """Files as the three standard streams, for Python and below it; gives those of output and errors."""
+    with ExitStack() as stack:
+        files: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(stdin)
+        files[0].seek(0)
+        for descriptor, (name, file) in enumerate(zip(("stdin", "stdout", "stderr"), files, strict=True)):
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+            os.dup2(file.fileno(), descriptor)
+            mode, errors = ("r", "strict") if descriptor == 0 else ("w", "backslashreplace")
+            patch.setattr(sys, name, open(descriptor, mode, encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
+        yield files[1:]
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+@contextmanager
+def _warnings_are_written() -> Iterator[None]:
+    """On standard error, as without pytest, where a test sees them."""
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
+        warnings.showwarning = lambda *message: sys.stderr.write(warnings.formatwarning(*message[:4]))
+        yield
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    """Fail instead of hanging."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(GIVE_UP)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

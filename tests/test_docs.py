@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from modelzip_cli.kernels import jit
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
@@ -35,10 +37,11 @@ def run_block(block: str, folder: Path, environment: dict[str, str]) -> str:
     """Run the `$ ` lines of a block one after the other; return the block as it would look with their output."""
     lines = []
     for command in [line[2:] for line in block.splitlines() if line.startswith("$ ")]:
+        slow = {jit.CHOICE: "numba"} if " compress " in command else {}  # the same in less time, once it is compiled
         done = subprocess.run(
             ["bash", "-c", command],
             cwd=folder,
-            env=environment,
+            env=environment | slow,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ NEAR = 0.002
 
 
 @pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """With compiled kernels, which the session compiles once: numpy gives the same and takes its time."""
+    return environment | {jit.CHOICE: "numba"}
+
+
+@pytest.fixture
 def compress(modelzip: Callable[..., Any]) -> Callable[..., Any]:
-    """Run `modelzip compress` with compiled kernels, which the session compiles once."""
-
-    def run(*arguments: object, **more: Any) -> Any:
-        return modelzip("compress", *arguments, env={jit.CHOICE: "numba"}, **more)
-
-    return run
+    """Run `modelzip compress`."""
+    return partial(modelzip, "compress")
 
 
 def scaled(path: Path) -> Path:
@@ -113,7 +116,7 @@ def test_an_output_is_named_after_its_goal(compress, source, tmp_path, options, 
 def test_quantize_gives_the_same_bytes(compress, modelzip, source, tmp_path, options):
     path = source("scaled.safetensors")
     assert compress(path, *options, "-o", "a.safetensors").exit_code == 0
-    other = modelzip("quantize", path, "--scheme", "ecq", *options, "-o", "b.safetensors", env={jit.CHOICE: "numba"})
+    other = modelzip("quantize", path, "--scheme", "ecq", *options, "-o", "b.safetensors")
     assert other.exit_code == 0
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 

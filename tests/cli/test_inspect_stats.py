@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modelzip_cli.kernels import jit
 from modelzip_cli.predict import PREDICTED, TARGETS
 from tests.checkpoints import (
     every_dtype_pth,
@@ -24,7 +26,7 @@ from tests.checkpoints import (
     trainer_pth,
     weights,
 )
-from tests.conftest import PROGRAM, SAMPLES
+from tests.conftest import SAMPLES, Run
 from tests.test_layers import loaded
 from tests.test_report_schema import assert_is, edge_cases, no_tensors, nothing_to_treat
 
@@ -78,17 +80,23 @@ ODD = {
 }
 
 
-def paste(line: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a line as a person would: in a shell, with the program on the path."""
-    return subprocess.run(
-        ["sh", "-c", line],
-        cwd=folder,
-        env=environment | {"PATH": f"{PROGRAM.parent}:{environment['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """With compiled kernels, which the session compiles once: numpy gives the same and takes its time."""
+    return environment | {jit.CHOICE: "numba"}
+
+
+@pytest.fixture
+def paste(modelzip: Callable[..., Run]) -> Callable[..., Run]:
+    """Run a line as a person would: what a shell takes its words for is given to the program."""
+
+    def run(line: str, **more: Any) -> Run:
+        shell = ["sh", "-c", f"modelzip() {{ printf '%s\\0' \"$@\"; }}\n{line}"]
+        *words, end = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.split("\0")
+        assert end == ""  # nothing beside the one command
+        return modelzip(*words, **more)
+
+    return run
 
 
 def pairs(stdout: str, label: str) -> list[str]:
@@ -103,26 +111,26 @@ def commands(stdout: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_page_of_a_sample_ends_in_a_command_that_works(modelzip, sample, environment, tmp_path, name):
+def test_the_page_of_a_sample_ends_in_a_command_that_works(modelzip, sample, paste, name):
     sample(name)
     run = modelzip("inspect", "--stats", name)
     assert (run.exit_code, run.stderr) == (0, "")
     last = run.stdout.splitlines()[-1]
     assert last.startswith("next         modelzip ")
     assert name == "digits_mlp.pth" or last.endswith(f" compress {name} --min-sqnr 20")
-    pasted = paste(last.removeprefix("next"), tmp_path, environment)
-    assert (pasted.returncode, pasted.stderr) == (0, "")
+    pasted = paste(last.removeprefix("next"))
+    assert (pasted.exit_code, pasted.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_every_command_on_the_page_of_an_odd_file_works_when_pasted(modelzip, environment, tmp_path, name):
+def test_every_command_on_the_page_of_an_odd_file_works_when_pasted(modelzip, paste, tmp_path, name):
     ODD[name](tmp_path / name)
     run = modelzip("inspect", "--stats", name)
     assert (run.exit_code, run.stderr) == (0, "")
     for number, command in enumerate(commands(run.stdout)):
         suffix = "" if name == "directory" else ".safetensors" if "dense" not in command else Path(name).suffix
-        pasted = paste(f"{command} -o out{number}{suffix}", tmp_path, environment)
-        assert pasted.returncode == 0, f"{command}\n{pasted.stderr}"
+        pasted = paste(f"{command} -o out{number}{suffix}")
+        assert pasted.exit_code == 0, f"{command}\n{pasted.stderr}"
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -277,11 +285,11 @@ def test_a_file_without_anything_to_treat_gets_no_table_of_schemes(modelzip, tmp
     assert not commands(run.stdout)
 
 
-def test_the_key_is_kept_in_the_command(modelzip, environment, tmp_path):
+def test_the_key_is_kept_in_the_command(modelzip, paste, tmp_path):
     torch.save({"model": state_dict(), "ema": {"w.weight": weights(64, 64)}}, tmp_path / "two.pth")
     run = modelzip("inspect", "--stats", "two.pth", "--key", "ema")
     (command,) = commands(run.stdout)
-    assert paste(f"{command} -o ema.safetensors", tmp_path, environment).returncode == 0
+    assert paste(f"{command} -o ema.safetensors").exit_code == 0
     rows = modelzip("inspect", "ema.safetensors", "--json").json["tensors"]
     assert [row["name"] for row in rows] == ["w.weight"]
 
@@ -289,15 +297,13 @@ def test_the_key_is_kept_in_the_command(modelzip, environment, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "scheme"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")], ids=["float16", "bfloat16"]
 )
-def test_a_file_of_wide_numbers_that_were_narrow_is_told_how_to_lose_nothing(
-    modelzip, environment, tmp_path, dtype, scheme
-):
+def test_a_file_of_wide_numbers_that_were_narrow_is_told_how_to_lose_nothing(modelzip, paste, tmp_path, dtype, scheme):
     tensors = {"a.weight": weights(256, 256).to(dtype).float(), "gain": torch.ones(256), "bias": torch.zeros(256)}
     save_file(tensors, tmp_path / "wide.safetensors")
     run = modelzip("inspect", "--stats", "wide.safetensors")
     command = commands(run.stdout)[0]
     assert f"--scheme {scheme} --layout dense" in command
-    assert paste(f"{command} -o narrow.safetensors", tmp_path, environment).returncode == 0
+    assert paste(f"{command} -o narrow.safetensors").exit_code == 0
     difference = modelzip("diff", "wide.safetensors", "narrow.safetensors", "--json").json
     assert difference["totals"]["sqnr_db"] is None
     assert (tmp_path / "narrow.safetensors").stat().st_size < 0.51 * (tmp_path / "wide.safetensors").stat().st_size
@@ -336,11 +342,10 @@ def test_a_name_cannot_steer_the_terminal(modelzip, tmp_path):
         assert "\u202e" not in text
 
 
-def test_a_narrow_terminal_cuts_no_figure(sample, environment, tmp_path):
+def test_a_narrow_terminal_cuts_no_figure(modelzip, sample):
     sample("docs_lm.safetensors")
-    command = "modelzip inspect --stats --format rich docs_lm.safetensors"
-    run = paste(command, tmp_path, environment | {"COLUMNS": "80"})
-    assert run.returncode == 0, run.stderr
+    run = modelzip("inspect", "--stats", "--format", "rich", "docs_lm.safetensors", env={"COLUMNS": "80"})
+    assert run.exit_code == 0, run.stderr
     lines = run.stdout.splitlines()
     begin = next(place for place, line in enumerate(lines) if line.startswith("weights"))
     assert not any("…" in line for line in lines[begin:])

@@ -153,8 +153,8 @@ def test_markdown_and_verbose_reports(modelzip, sample):
     assert run.stdout.count("\n| layers") == 6
 
 
-def test_the_report_is_ascii_where_the_terminal_is(modelzip, sample):
-    run = modelzip("quantize", sample("digits_mlp.pth"), env={"PYTHONIOENCODING": "ascii", "LANG": "C"})
+def test_the_report_is_ascii_where_the_terminal_is(installed, sample):
+    run = installed("quantize", sample("digits_mlp.pth"), env={"PYTHONIOENCODING": "ascii", "LANG": "C"})
     assert run.exit_code == 0
     assert run.stdout_bytes.isascii()
     assert "#####" in run.stdout

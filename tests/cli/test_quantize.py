@@ -71,20 +71,15 @@ def test_ratio_and_bits_are_those_of_the_file_on_disk(modelzip, sample, tmp_path
     assert totals["treated_parameters"] == weights
 
 
-@pytest.mark.parametrize("jobs", ["1", "2", "7"])
-def test_the_bytes_do_not_depend_on_threads_or_on_numba(modelzip, sample, tmp_path, jobs):
-    source = sample("docs_lm.safetensors")
-    for scheme in ("int4-g32-asym-mse", "fixed6-mse", "binary-tensor"):
-        outputs = []
-        for kernels in ("numpy", "numba"):
-            out = tmp_path / f"{scheme}.{kernels}.safetensors"
-            run = modelzip("quantize", source, "-s", scheme, "-j", jobs, "-o", out, env={"MODELZIP_KERNELS": kernels})
-            assert run.exit_code == 0, run.stderr
-            outputs.append(out.read_bytes())
-        assert outputs[0] == outputs[1]
-        reference = tmp_path / f"{scheme}.one.safetensors"
-        modelzip("quantize", source, "-s", scheme, "-j", "1", "-o", reference)
-        assert reference.read_bytes() == outputs[0]
+@pytest.mark.parametrize("scheme", ["int4-g32-asym-mse", "fixed6-mse", "binary-tensor"])
+def test_the_bytes_do_not_depend_on_threads_or_on_numba(modelzip, sample, tmp_path, scheme):
+    source, outputs = sample("docs_lm.safetensors"), set()
+    for kernels, jobs in (("numpy", "1"), ("numpy", "7"), ("numba", "1"), ("numba", "2"), ("numba", "7")):
+        out = tmp_path / f"{kernels}.{jobs}.safetensors"
+        run = modelzip("quantize", source, "-s", scheme, "-j", jobs, "-o", out, env={"MODELZIP_KERNELS": kernels})
+        assert run.exit_code == 0, run.stderr
+        outputs.add(out.read_bytes())
+    assert len(outputs) == 1
 
 
 @pytest.mark.parametrize("scheme", ["ecq-s0.3", "ecq-s0.02-t1", "lossless", "int4"])

@@ -137,14 +137,14 @@ def test_under_nohup_a_hangup_changes_nothing(large, start, tmp_path):
     assert (tmp_path / "out.safetensors").exists()
 
 
-def test_a_killed_run_leaves_a_temporary_that_the_next_run_removes(large, source, start, modelzip, tmp_path):
+def test_a_killed_run_leaves_a_temporary_that_the_next_run_removes(large, source, start, installed, tmp_path):
     process = start("quantize", large, "-o", "out.safetensors")
     wait_until_it_writes(process, tmp_path)
     process.kill()
     process.communicate(timeout=GIVE_UP)
     assert len([*tmp_path.glob(TEMPORARIES)]) == 1
     assert not (tmp_path / "out.safetensors").exists()
-    assert modelzip("quantize", source, "-o", "out.safetensors").exit_code == 0
+    assert installed("quantize", source, "-o", "out.safetensors").exit_code == 0
     assert not [*tmp_path.glob(TEMPORARIES)]
 
 
@@ -206,17 +206,17 @@ def test_a_limit_on_file_sizes_is_one_error_and_no_output(suffix, source, shell,
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write into any folder")
-def test_a_folder_that_may_not_be_written_is_one_error(source, modelzip, tmp_path):
+def test_a_folder_that_may_not_be_written_is_one_error(source, installed, tmp_path):
     (tmp_path / "folder").mkdir(mode=0o500)
-    run = modelzip("quantize", source, "-o", "folder/out.safetensors")
+    run = installed("quantize", source, "-o", "folder/out.safetensors")
     assert run.exit_code == 1
     assert run.stderr == "modelzip: error: folder/out.safetensors: cannot write: Permission denied\n"
 
 
 @pytest.mark.parametrize("output", ["file/out.safetensors", "nowhere/out.safetensors", "x" * 260 + ".safetensors"])
-def test_an_output_that_cannot_be_is_one_error(output, source, modelzip, tmp_path):
+def test_an_output_that_cannot_be_is_one_error(output, source, installed, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    run = modelzip("quantize", source, "-o", output)
+    run = installed("quantize", source, "-o", output)
     assert run.exit_code in (1, 2)
     assert run.stderr.startswith("modelzip: error: ")
     assert run.stderr.count("\n") == 1
@@ -224,10 +224,10 @@ def test_an_output_that_cannot_be_is_one_error(output, source, modelzip, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe"])
-def test_an_output_that_is_no_file_is_refused_even_with_force(what, source, modelzip, tmp_path):
+def test_an_output_that_is_no_file_is_refused_even_with_force(what, source, installed, tmp_path):
     output = tmp_path / "out.safetensors"
     output.mkdir() if what == "directory" else os.mkfifo(output)
-    run = modelzip("quantize", source, "-o", output, "-f")
+    run = installed("quantize", source, "-o", output, "-f")
     assert run.exit_code == 2
     assert run.stderr == f"modelzip: error: {output} is not a regular file\n"
 
@@ -256,21 +256,21 @@ def test_the_mode_of_an_output_is_that_of_the_umask(umask, mode, source, shell, 
     assert stat.S_IMODE((tmp_path / "out.pth").stat().st_mode) == mode
 
 
-def test_a_link_as_output_keeps_pointing_where_it_did(source, modelzip, tmp_path):
+def test_a_link_as_output_keeps_pointing_where_it_did(source, installed, tmp_path):
     real = tmp_path / "folder" / "real.safetensors"
     real.parent.mkdir()
     real.write_bytes(b"old")
     (tmp_path / "out.safetensors").symlink_to(real)
-    assert modelzip("quantize", source, "-o", "out.safetensors").exit_code == 2
+    assert installed("quantize", source, "-o", "out.safetensors").exit_code == 2
     assert real.read_bytes() == b"old"
-    assert modelzip("quantize", source, "-o", "out.safetensors", "-f").exit_code == 0
+    assert installed("quantize", source, "-o", "out.safetensors", "-f").exit_code == 0
     assert (tmp_path / "out.safetensors").is_symlink()
     read_all(real)
 
 
 @pytest.mark.parametrize("way", ["itself", "hard link", "symbolic link", "another spelling", "a link to its folder"])
 @pytest.mark.parametrize("name", ["quantize", "restore"])
-def test_an_output_that_is_the_source_is_refused_even_with_force(way, name, modelzip, tmp_path):
+def test_an_output_that_is_the_source_is_refused_even_with_force(way, name, installed, tmp_path):
     source = plain_pth(tmp_path / "model.pth")
     before = source.read_bytes()
     output = {"itself": source, "another spelling": f"../{tmp_path.name}/./model.pth"}.get(way, tmp_path / "same.pth")
@@ -281,16 +281,16 @@ def test_an_output_that_is_the_source_is_refused_even_with_force(way, name, mode
     elif way == "a link to its folder":
         os.symlink(tmp_path, tmp_path / "folder")
         output = "folder/model.pth"
-    run = modelzip(name, source, "-o", output, "-f", "--json")
+    run = installed(name, source, "-o", output, "-f", "--json")
     assert (run.exit_code, run.json["error"]["kind"]) == (2, "output-is-source")
     assert source.read_bytes() == before
 
 
-def test_an_output_may_not_hit_another_source_of_the_batch(modelzip, tmp_path):
+def test_an_output_may_not_hit_another_source_of_the_batch(installed, tmp_path):
     first, second = plain_safetensors(tmp_path / "a.safetensors"), tmp_path / "a.int8.safetensors"
     second.write_bytes(first.read_bytes())
     before = second.read_bytes()
-    run = modelzip("quantize", first, second, "-f")
+    run = installed("quantize", first, second, "-f")
     assert run.exit_code == 2
     assert second.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [second.name, first.name]
@@ -301,7 +301,7 @@ def test_an_output_may_not_hit_another_source_of_the_batch(modelzip, tmp_path):
 
 @pytest.mark.parametrize("command", ["inspect", "quantize", "restore", "verify"])
 @pytest.mark.parametrize("what", ["pipe", "device", "directory", "empty"])
-def test_an_input_that_is_no_checkpoint_is_refused_at_once(what, command, modelzip, tmp_path):
+def test_an_input_that_is_no_checkpoint_is_refused_at_once(what, command, installed, tmp_path):
     path = tmp_path / "model.safetensors"
     if what == "pipe":
         os.mkfifo(path)
@@ -311,17 +311,17 @@ def test_an_input_that_is_no_checkpoint_is_refused_at_once(what, command, modelz
         path.mkdir()
     else:
         path.write_bytes(b"")
-    run = modelzip(command, path)
+    run = installed(command, path)
     assert run.exit_code == (2 if what == "directory" else 1)
     assert run.stderr.startswith(f"modelzip: error: {path}: ")
     assert run.stderr.count("\n") == 1
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_a_hostile_file_ends_with_its_own_code(modelzip, tmp_path):
+def test_a_hostile_file_ends_with_its_own_code(installed, tmp_path):
     path = torch_file(tmp_path / "model.pth", mapping({"model": call("os.system", text("touch canary"))}))
     for command in ("inspect", "quantize", "verify", "restore"):
-        run = modelzip(command, path)
+        run = installed(command, path)
         assert (run.exit_code, run.stdout) == (5, "")
         assert "os.system" in run.stderr
     assert [*tmp_path.iterdir()] == [path]

@@ -12,6 +12,7 @@ from modelzip_cli.coders.lossless import flat_width, matrix_width, pack, unpack
 from modelzip_cli.coders.tables import Damaged
 from modelzip_cli.tensors import BF16, DTYPES, F16, F32, F64, DType, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("compiled")  # what numpy gives is the same: tests/kernels/test_planes.py
 RNG = np.random.default_rng(5)
 HEAD = 16  # bytes that a slab may grow by
 

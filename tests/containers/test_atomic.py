@@ -9,7 +9,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,9 +91,20 @@ def whole(honest, tmp_path_factory) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in OUTPUTS}
 
 
-@pytest.mark.parametrize("existing", [False, True], ids=["new", "replacing"])
-@pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize(("function", "fault"), FAULTS, ids=lambda value: errno.errorcode.get(value, value))
+def faults() -> Iterator[Any]:
+    """The first fault of each function with every output, new and replacing; further ones with half of these, in
+    turns."""
+    seen: set[str] = set()
+    for number, (function, fault) in enumerate(FAULTS):
+        for place, (name, existing) in enumerate(product(OUTPUTS, (False, True))):
+            if function not in seen or number % 2 == (place in (1, 2)):
+                kind = "replacing" if existing else "new"
+                label = f"{function}-{errno.errorcode.get(fault, fault)}-{name}-{kind}"
+                yield pytest.param(function, fault, name, existing, id=label)
+        seen.add(function)
+
+
+@pytest.mark.parametrize(("function", "fault", "name", "existing"), list(faults()))
 def test_whichever_call_fails_the_output_is_whole_or_as_it_was(
     function, fault, name, existing, honest, whole, tmp_path, monkeypatch
 ):

@@ -27,7 +27,13 @@ from tests.checkpoints import weights
 from tests.hostile.makers import Model, read_all
 from tests.hostile.test_manifests import EVIL, GONE, Native, changed, places
 
-SMALL = ("trellis", "grid with raw bits", "lossless", "int4", "fixed11")  # every bit of them is going to be flipped
+SMALL = (
+    "trellis",
+    "grid with raw bits",
+    "lossless",
+    "int4",
+    "fixed11",
+)  # a bit of every byte of them is going to be flipped
 KINDS = {
     "trellis": ("ecq-s0.6", "auto"),
     "grid with raw bits": ("ecq-s0.02-t1", "auto"),
@@ -96,16 +102,15 @@ def watched() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_every_flipped_bit_of_a_coded_part_is_refused(kind, coded, tmp_path):
-    """Of the trellis; of the others, a bit of every byte: what finds it is the same checksum."""
+def test_every_flipped_byte_of_a_coded_part_is_refused(kind, coded, tmp_path):
+    """A bit of every byte: what finds the others is the same checksum."""
     native, path = Native(coded[kind]), tmp_path / "flipped.safetensors"
     whole = coded[kind].read_bytes()
     accepted = []
     for place in range(len(whole) - len(native.data), len(whole)):
-        for bit in range(8) if kind == "trellis" else (place % 8,):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-            if not isinstance(outcome(path), str):
-                accepted.append((place, bit))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        if not isinstance(outcome(path), str):
+            accepted.append(place)
     assert accepted == []
 
 
@@ -188,7 +193,7 @@ def test_a_forged_stream_whose_checksums_are_right_is_refused_or_decodes(kind, c
     crashes, refused = [], 0
     for owner, local in forger.parts:
         for number, data in enumerate(damaged(forger.part(owner, local))):
-            if number % (5 if kernels == "numba" else 3):
+            if number % (7 if kernels == "numba" else 5):
                 continue
             try:
                 refused += isinstance(outcome(forger.write(tmp_path / "forged.safetensors", owner, local, data)), str)

@@ -327,10 +327,10 @@ def test_a_signal_while_a_directory_is_written_leaves_nothing(number, code, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["bert"]
 
 
-def test_the_installed_program_takes_a_directory_there_and_back(modelzip, tmp_path):
+def test_the_installed_program_takes_a_directory_there_and_back(installed, tmp_path):
     folder = hugging_face(tmp_path / "bert", model_tensors(), shards=3)
-    assert modelzip("quantize", "bert").exit_code == 0
-    done = modelzip("restore", "bert.int8", "--json")
+    assert installed("quantize", "bert").exit_code == 0
+    done = installed("restore", "bert.int8", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     assert done.json["output"]["container"] == "hf-directory"
     assert files_in(tmp_path / "bert.int8.restored") == files_in(folder)

@@ -95,17 +95,17 @@ def test_a_tie_inside_a_whole_module_is_one_again(write, run, there_and_back, im
 
 
 @each_form
-def test_a_whole_module_whose_source_is_gone_is_read_by_the_installed_program(write, modelzip, tmp_path):
+def test_a_whole_module_whose_source_is_gone_is_read_by_the_installed_program(write, installed, tmp_path):
     folder = tmp_path / "code"
     folder.mkdir()
     path = tmp_path / "net.pth"
     expected = makers.whole_module(folder, lambda model: write(path, model))
     (folder / "somebodys_net.py").write_text(makers.NET)
-    done = modelzip("quantize", path, "-s", "keep", "-o", "s.safetensors", env={"PYTHONPATH": str(folder)}, cwd=folder)
+    done = installed("quantize", path, "-s", "keep", "-o", "s.safetensors", env={"PYTHONPATH": str(folder)}, cwd=folder)
     assert done.exit_code == 0, done.stderr
     assert not (folder / "imported").exists()
     (folder / "somebodys_net.py").unlink()
-    again = modelzip("quantize", path, "-o", "t.safetensors")
+    again = installed("quantize", path, "-o", "t.safetensors")
     assert again.exit_code == 0, again.stderr
     assert "somebodys_net.Net" in again.stdout + again.stderr
     assert_same(load_file(folder / "s.safetensors"), expected)
