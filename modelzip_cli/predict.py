@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from modelzip_cli.amounts import Pruning
 from modelzip_cli.blocks import read_block
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit
-from modelzip_cli.estimate import Estimate
+from modelzip_cli.estimate import Estimate, with_lossless_sizes
 from modelzip_cli.kernels.sums import error_sums
 from modelzip_cli.kernels.widen import rounded
 from modelzip_cli.output import file_container, planned_size
-from modelzip_cli.plan import Plan, choose_coder, outline
+from modelzip_cli.plan import Plan, choose_coder, masks_of, outline, plan_compression
+from modelzip_cli.pruning import Masked
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import finite
 from modelzip_cli.schemes.base import Scheme
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.survey import TensorSurvey
-from modelzip_cli.tensors import TensorSpec
+from modelzip_cli.tensors import Source, TensorSpec
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
@@ -45,6 +47,7 @@ PREDICTED = (  # every family, and of int the sizes that people ask for
     "binary",
 )
 TARGETS = (20.0, 25.0, 30.0)  # dB that `ecq` is asked to keep
+SPARSITIES = (0.5, 0.7, 0.9)
 SAMPLED = 4 << 20  # weights in all; a scheme takes some 50 ns for one of them
 LEAST_SAMPLE, MOST_SAMPLE = 4 << 10, 64 << 10  # of one tensor
 PIECES = 4  # of the sample of a tensor, spread over its rows: the middle of an embedding may be unused
@@ -74,16 +77,23 @@ class Prediction:
         """The dB that `ecq` was asked to keep."""
         return self.recipe.goal.value if self.recipe.goal else None
 
+    @property
+    def sparsity(self) -> float | None:
+        """The share of zeros, where it is a pruned file."""
+        return self.recipe.pruning.sparsity if self.recipe.pruning else None
+
     def to_json(self) -> dict[str, Any]:
         """The prediction as JSON values."""
+        asked = {"scheme": self.scheme, "min_sqnr": self.min_sqnr, "sparsity": self.sparsity}
         figures = {"bytes": self.bytes, "ratio": self.ratio, "sqnr_db": finite(self.sqnr_db, 2)}
-        return {"scheme": self.scheme, "min_sqnr": self.min_sqnr, **figures}
+        return {**asked, **figures}
 
 
 def predict(
     source: Checkpoint, surveyed: Mapping[str, TensorSurvey], executor: Executor, *, key: str | None = None
 ) -> list[Prediction]:
-    """Predict lossless, every scheme of `PREDICTED`, and `ecq` at `TARGETS`, with the default rules.
+    """Predict lossless, every scheme of `PREDICTED`, `ecq` at `TARGETS` and pruning at `SPARSITIES`, with the default
+    rules.
 
     One tensor a task on `executor`. Tensors with NaN or infinity are kept, as --allow-nonfinite does; `key` is what
     the source was opened with.
@@ -109,7 +119,59 @@ def predict(
         recipe = Recipe(scheme=name, allow_nonfinite=is_damaged, key=key)
         predictions.append(_prediction(source, recipe, name, fitting, surveyed, tried))
     asked = Recipe(scheme="ecq", goal=Goal("min_sqnr", TARGETS[0]), allow_nonfinite=bool(damaged), key=key)
-    return predictions + _entropy_constrained(Estimate(source, asked, executor, exact.lossless))
+    predictions += _entropy_constrained(Estimate(source, asked, executor, exact.lossless))
+    return predictions + _pruned(source, surveyed, executor, sample, allow_nonfinite=bool(damaged), key=key)
+
+
+def _pruned(
+    source: Checkpoint,
+    surveyed: Mapping[str, TensorSurvey],
+    executor: Executor,
+    sample: int,
+    *,
+    allow_nonfinite: bool,
+    key: str | None,
+) -> list[Prediction]:
+    """Pruning by magnitude at each of `SPARSITIES`, values exact; what is lost is measured on samples."""
+    found = []
+    container = "hf-directory" if source.container == "hf-directory" else "safetensors"
+    kept: dict[str, int] = {}
+    for sparsity in SPARSITIES:
+        asked = Pruning(sparsity=sparsity)
+        recipe = Recipe("lossless", pruning=asked, allow_nonfinite=allow_nonfinite, key=key)
+        masks = masks_of(source, recipe, executor)
+        if not masks:
+            return []
+        plan = plan_compression(
+            source,
+            recipe,
+            command="prune",
+            container=file_container(source, container, "native"),
+            executor=executor,
+            masks=masks,
+        )
+        same = {name: size for name, size in kept.items() if name not in masks}
+        plan = with_lossless_sizes(plan, source, executor, same)
+        kept = same
+        tensors = [tensor for tensor in plan.tensors if tensor.pruned and not tensor.tie]
+        seen = Masked(source, masks)
+        loss = executor.map(lambda tensor, seen=seen: _loss(source, seen, tensor.spec, sample), tensors)
+        by_tensor = {tensor.spec.name: each for tensor, each in zip(tensors, loss, strict=True)}
+        signal = sum(surveyed[name].signal for name in by_tensor)
+        lost = sum(each * surveyed[name].signal for name, each in by_tensor.items())
+        sqnr = 10 * math.log10(signal / lost) if signal > 0 and lost > 0 else None
+        stored = planned_size(plan, source, container)
+        treated = sum(tensor.spec.size for tensor in tensors)
+        ratio = round(source.file.size / stored, 4)
+        found.append(Prediction("lossless", stored, ratio, sqnr, treated, by_tensor, recipe))
+    return found
+
+
+def _loss(source: Checkpoint, seen: Source, spec: TensorSpec, sample: int) -> float:
+    """Noise over signal of a sample of a tensor, as `seen` has it."""
+    before, after = (_sample(each, spec, sample).reshape(-1) for each in (source, seen))
+    sums = error_sums(before, after)
+    return float(sums[1] / sums[0]) if sums[0] > 0 else 0.0
 
 
 def _lossless(estimate: Estimate) -> Prediction:
@@ -158,7 +220,7 @@ def _that_fits(scheme: Scheme | None, tried: Mapping[Scheme, _Tried]) -> Scheme 
     return scheme if scheme in tried else None
 
 
-def _sample(source: Checkpoint, spec: TensorSpec, most: int) -> Block:
+def _sample(source: Source, spec: TensorSpec, most: int) -> Block:
     """About `most` weights of a tensor in a few runs of rows, float32 [rows, columns]."""
     rows, columns = spec.matrix
     count = min(rows, max(1, most // columns))
@@ -218,7 +280,7 @@ def _prediction(
 
 def recommended(predictions: list[Prediction]) -> Prediction | None:
     """The smallest that keeps at least 20 dB; the most exact one where none does; None where nothing can be treated."""
-    possible = [one for one in predictions if one.treated]
+    possible = [one for one in predictions if one.treated and one.sparsity is None]
     enough = [one for one in possible if one.sqnr_db is None or one.sqnr_db >= ENOUGH_DB]
     if enough:
         return min(enough, key=lambda one: one.bytes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip_cli.criteria.patterns import inputs_of
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.histogram import BINS, bin_edges, empty_histogram, tally
 from modelzip_cli.kernels.rounding import extremes
@@ -37,9 +38,11 @@ SMALLER = {  # dtype -> (smaller dtype, low bits of the integer that are zero in
 class TensorSurvey:
     """Figures of one float tensor, over its finite weights; `histogram` counts them by the exponent of float32 [256].
 
-    `rms` is the root mean square; `outliers` how many weights lie beyond six times that; `dead_rows` how many rows of
-    the matrix view (output channels) hold nothing but zeros; `fits` which smaller dtypes hold every value. Weights of
-    f64 are taken as float32, which may make them 0 or infinite; `fits` looks at all 64 bits.
+    `two_of_four`: the share of groups of four along the input dimension with at most two weights other than 0, None
+    where four does not divide it. `rms` is the root mean square; `outliers` how many weights lie beyond six times
+    that; `dead_rows` how many rows of the matrix view (output channels) hold nothing but zeros; `fits` which
+    smaller dtypes hold every value. Weights of f64 are taken as float32, which may make them 0 or infinite; `fits`
+    looks at all 64 bits.
     """
 
     name: str
@@ -53,6 +56,7 @@ class TensorSurvey:
     outliers: int
     rows: int
     dead_rows: int
+    two_of_four: float | None
     exponent_entropy: float
     fits: tuple[str, ...]
     histogram: NDArray[np.int64]
@@ -80,6 +84,7 @@ class TensorSurvey:
             "outliers": finite(self.outliers / max(self.weights, 1), 9),
             "rows": self.rows,
             "dead_rows": self.dead_rows,
+            "two_of_four": finite(self.two_of_four, 6),
             "exponent_entropy": finite(self.exponent_entropy, 4),
             "came_from": self.came_from,
             "histogram": {"log2_from": low, "counts": bars},
@@ -100,14 +105,19 @@ def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
     counts, sums = empty_histogram()
     columns = spec.matrix[1]
     used, fits = np.uint64(0), SMALLER.get(spec.dtype.id, ())
-    squares, lowest, highest, zeros, dead = 0.0, math.inf, -math.inf, 0, 0
+    squares, lowest, highest, zeros, dead, ready = 0.0, math.inf, -math.inf, 0, 0, 0
+    inputs, inner = inputs_of(spec)
+    in_fours = inputs > 0 and inputs % 4 == 0 and len(spec.shape) > 1
     for first, last in spec.row_slabs():
         bits = source.read(spec.name, first * columns, last * columns)
         used |= np.uint64(np.bitwise_or.reduce(bits))
         fits = tuple(one for one in fits if not int(used) & ((1 << one[1]) - 1) and _holds(one[0], bits, spec.dtype))
         block = widen(bits.reshape(last - first, columns), spec.dtype)
         counts, sums = tally(block, counts, sums)
-        zeros += block.size - int(np.count_nonzero(block))
+        zeros_here = block.size - int(np.count_nonzero(block))
+        zeros += zeros_here
+        if in_fours and zeros_here:
+            ready += int(np.count_nonzero((block != 0).reshape(-1, 4, inner).sum(axis=1, dtype=np.uint8) <= 2))
         low, high = extremes(block, WHOLE_ROW)
         dead += int(np.count_nonzero((low == 0) & (high == 0)))
         whole = block[np.isfinite(block)] if not (np.isfinite(low).all() and np.isfinite(high).all()) else block
@@ -132,6 +142,7 @@ def survey_tensor(source: Checkpoint, spec: TensorSpec) -> TensorSurvey:
         outliers=int(counts[is_number & (edges > FAR * rms)].sum()) if rms else 0,
         rows=spec.matrix[0],
         dead_rows=dead,
+        two_of_four=4 * ready / spec.size if in_fours and spec.size else None,
         exponent_entropy=entropy(exponents),
         fits=tuple(name for name, _ in fits),
         histogram=exponents,

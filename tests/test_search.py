@@ -56,7 +56,7 @@ class Run:
         found = ALLOCATOR.at(step)
         size = round(found.stored * factor) - table_bytes(found.tables)
         spec = SimpleNamespace(name="w", size=COUNT)
-        tensor = SimpleNamespace(spec=spec, scheme=Ecq(step), tie=None, treated=True, bytes_after=size)
+        tensor = SimpleNamespace(spec=spec, scheme=Ecq(step), tie=None, treated=True, lossy=True, bytes_after=size)
         return SimpleNamespace(tensors=[tensor], tables=found.tables)
 
     def size(self, plan: Any) -> int:

@@ -22,6 +22,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 HEAVY = 1e-4  # share of outliers from which a group is marked
 WEAK_DB = 15.0  # a group that the recommended scheme would leave below this gets int8 in the command
 MOST_ADVICE = 3
+LEAST_READY = 0.01  # share of groups that are 2:4, below which nobody pruned for it
 
 
 def statistics_blocks(found: Inspection, *, verbose: bool = False) -> list[Block]:
@@ -118,6 +119,10 @@ def _notes(members: list[TensorSurvey]) -> list[str]:
         return [*notes, "all zeros"]
     if zeros:
         notes.append(f"{_share(zeros, weights)} zeros")
+        fours = [(one.two_of_four, one.weights) for one in members if one.two_of_four is not None]
+        ready = sum(share * size for share, size in fours) / max(sum(size for _, size in fours), 1)
+        if ready >= LEAST_READY:
+            notes.append(f"{ready:.1%} of the groups of four are 2:4")
     dead, rows = (sum(values) for values in zip(*((one.dead_rows, one.rows) for one in members), strict=True))
     if dead and rows > len(members):
         notes.append(f"{dead:,} of {rows:,} rows {'is' if dead == 1 else 'are'} zero")
@@ -138,6 +143,8 @@ def _common(fits: Sequence[Sequence[str]]) -> str | None:
 
 def _line(one: Prediction, best: bool) -> tuple[str, ...]:
     name = one.scheme if one.min_sqnr is None else f"{one.scheme} {one.min_sqnr:g} dB"
+    if one.sparsity is not None:
+        name = f"prune {100 * one.sparsity:g} %"
     if not one.treated:
         return name, "-", "-", "-", "nothing would get smaller"
     what = "exact" if one.sqnr_db is None else ""
