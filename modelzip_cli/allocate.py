@@ -227,6 +227,7 @@ class Allocator:
         for _ in range(2):
             prices = {trellis: Ecq(states=8 if trellis else 1).prices(tables[trellis].rates) for trellis in machines}
             tasks = [partial(_trial, each, step, tables, prices) for each in self.sampled]
+            trials.clear()  # counts take 160 kB a tensor
             trials = list(self.executor.map(lambda task: task(), tasks))
             for trellis in machines:
                 counts = sum(trial.counts for trial in trials if trial.scheme.trellis == trellis)
