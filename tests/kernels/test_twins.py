@@ -223,7 +223,7 @@ def trace_back(draw: st.DrawFn) -> Arguments:
     scratch[0] = random.integers(-(2**14), 2**14 + 1, scratch[0].shape)
     scratch[1] = random.integers(0, 1024, scratch[1].shape)
     states = random.integers(0, 8, lanes).astype(np.int16)
-    return 0, lanes, classes, padded(prices), CONSTANTS, scratch, states, np.zeros((length, lanes), np.int16)
+    return lanes, classes, padded(prices), CONSTANTS, scratch, states
 
 
 @st.composite
@@ -249,7 +249,7 @@ RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what mu
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
     "trellis._forward": lambda states, given: (states, given[7]),
-    "trellis._trace_back": lambda nothing, given: (given[7],),
+    "trellis._trace_back": lambda nothing, given: (given[4],),
     "trellis._grid_points": lambda nothing, given: (given[4],),
 }
 RESULTS |= {f"vector.{name}": RESULTS[f"rans._{name}"] for name in ("encode", "decode_symbols")}
