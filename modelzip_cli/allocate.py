@@ -8,7 +8,7 @@ first try. Sizes are extrapolated class by class, since it is the class that tel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -71,6 +71,11 @@ class Sampled:
         """Whether no weight is NaN or infinite."""
         return math.isfinite(self.total)
 
+    @property
+    def mean_squares(self) -> NDArray[np.float64]:
+        """Of the rows."""
+        return self.rows / self.spec.matrix[1]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -101,6 +106,12 @@ class Allocation:
     fits: dict[str, bool]
     weights: int = 0
     bias: tuple[float, float] = (1.0, 1.0)  # what bytes and noise come to, over what is predicted
+    sampled: Mapping[str, Sampled] = field(default_factory=dict)
+
+    def row_params(self, name: str) -> Params:
+        """What `fit_rows` would find in a tensor, from the energies of the sample: `row_class` int32 [rows, 1]."""
+        found = self.scheme[name].row_classes(self.sampled[name].mean_squares, self.params[name])
+        return {"row_class": found.reshape(-1, 1)}
 
     @cached_property
     def stored(self) -> int:
@@ -287,6 +298,7 @@ class Allocator:
             prices=tuple(scheme.prices(each.rates) for scheme, each in zip(prices, trimmed, strict=True)),
             set_of={name: used.index(number) for name, number in found.set_of.items()},
             weights=sum(each.spec.size for each in self.sampled),
+            sampled={each.spec.name: each for each in self.sampled},
         )
 
     def _apart(
@@ -370,7 +382,7 @@ def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
     scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
     columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)
-    row_class = scheme.row_classes(each.rows / columns, params)
+    row_class = scheme.row_classes(each.mean_squares, params)
     column_class = params["column_class"][0].astype(np.int32)
     width = 2 if scheme.trellis else 1
     counts = np.zeros((CLASSES * width, 256), np.int64)

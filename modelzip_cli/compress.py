@@ -307,7 +307,8 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     tables, prices = (None, None) if tensor.tables is None else (plan.tables[tensor.tables], plan.prices[tensor.tables])
     block = read_block(source, spec, slab.first, slab.last)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
-        params = {**tensor.params, **scheme.fit_rows(block, tensor.params)}
+        rows = {name: values[slab.first : slab.last] for name, values in tensor.rows.items()}
+        params = {**tensor.params, **(rows or scheme.fit_rows(block, tensor.params))}
         codes = scheme.encode(block, params, prices)
         dtype = scheme.plain or spec.dtype
         restored = np.empty(block.shape, dtype.unit) if plan.layout == "dense" else None
