@@ -1,14 +1,14 @@
 """How fine `ecq` has to be: what a step gives, predicted from a sample of each tensor, and the step that meets a goal.
 
 One pass over the tensors takes the energies of rows and columns, which make the classes of all weights known, and keeps
-some columns of every slab. A step is tried on these alone: priced by Gaussian tables, then by those learnt from the
+some columns of some slabs. A step is tried on these alone: priced by Gaussian tables, then by those learnt from the
 first try. Sizes are extrapolated class by class, since it is the class that tells how many bits a weight takes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
@@ -21,15 +21,19 @@ from modelzip_cli.coders.rans import count_points
 from modelzip_cli.coders.tables import RATES, TOTAL, Tables, from_counts, symmetric_from_counts, write_set
 from modelzip_cli.kernels.rans import LANES
 from modelzip_cli.kernels.sums import energies, error_sums
+from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.schemes.base import Params
 from modelzip_cli.schemes.ecq import CLASSES, LEAST_STEP, MOST_STEP, Ecq, along_rows, low_bits, priors
-from modelzip_cli.tensors import TensorSpec
+from modelzip_cli.tensors import F32, DType, TensorSpec
 
 if TYPE_CHECKING:
-    from modelzip_cli.tensors import Block
+    from modelzip_cli.tensors import Bits, Block
 
-SAMPLED = 4 << 20  # weights of all tensors together, float32 in memory
+SAMPLED = 4 << 20  # weights of all tensors together
 LEAST_LANES = 32
+TILE_WEIGHTS = 32 * 1024  # a tile costs about as much again as trying so many weights: few large ones are quicker
+PIECE_WEIGHTS = 128 * 1024  # that are read at a time, so that they stay in the cache
+CHANCE = 1.0  # bits of a sample for a frequency: by half of it tables that were learnt gain too much, by half they lose
 ENOUGH = 500  # symbols; with fewer a table says more about chance than about the weights
 ESCAPED = 8 << 8  # 1/256 bit that an escape takes beyond its symbol, in a slab without outliers
 DIGITS = 5  # of a step: at most 0.01 % apart, 0.0002 bit
@@ -46,12 +50,12 @@ Read = Callable[[TensorSpec, int, int], "Block"]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a slab [first, last): `block` has its columns (or, with paths along the rows, its rows) from `left`."""
+    """A part of a slab [first, last): `bits` has its columns (or, with paths along the rows, its rows) from `left`."""
 
     first: int
     last: int
     left: int
-    block: Block
+    bits: Bits  # of `Sampled.dtype`
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,16 @@ class Sampled:
         """Whether no weight is NaN or infinite."""
         return math.isfinite(self.total)
 
+    @property
+    def dtype(self) -> DType:
+        """How the weights of the tiles are held."""
+        return _held(self.spec)
+
+    @property
+    def mean_squares(self) -> NDArray[np.float64]:
+        """Of the rows."""
+        return self.rows / self.spec.matrix[1]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -83,6 +97,12 @@ class Trial:
     beside: float
     signal: float
     noise: float
+    scale: float = 1.0  # weights of the tensor over those of its tiles
+
+    @property
+    def chance(self) -> float:
+        """Bits by which tables that were learnt from the tiles do better on these than on the whole tensor."""
+        return CHANCE * (self.scale - 1) * np.count_nonzero(self.counts)
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,12 @@ class Allocation:
     fits: dict[str, bool]
     weights: int = 0
     bias: tuple[float, float] = (1.0, 1.0)  # what bytes and noise come to, over what is predicted
+    sampled: Mapping[str, Sampled] = field(default_factory=dict)
+
+    def row_params(self, name: str) -> Params:
+        """What `fit_rows` would find in a tensor, from the energies of the sample: `row_class` int32 [rows, 1]."""
+        found = self.scheme[name].row_classes(self.sampled[name].mean_squares, self.params[name])
+        return {"row_class": found.reshape(-1, 1)}
 
     @cached_property
     def stored(self) -> int:
@@ -150,6 +176,15 @@ class Allocator:
             self.known[step] = self._try(step)
         return self.known[step]
 
+    @property
+    def weights(self) -> int:
+        """Of all tensors together."""
+        return sum(each.spec.size for each in self.sampled)
+
+    def first(self, most: float) -> float:
+        """The step at which Gaussian weights take `most` bytes."""
+        return rounded(min(max(2.0 ** (1.1 - 8 * most / max(self.weights, 1)), LEAST_STEP), 1.0))
+
     def finest(self) -> Allocation:
         """The smallest step on offer."""
         return self.at(LEAST_STEP)
@@ -166,8 +201,7 @@ class Allocator:
 
     def of_size(self, most: float) -> Allocation | None:
         """The finest step that is predicted to store at most `most` bytes; None where no step on offer does."""
-        weights = sum(each.spec.size for each in self.sampled)
-        bits = 8 * most / max(weights, 1)
+        bits = 8 * most / max(self.weights, 1)
         best, fine, coarse = None, LEAST_STEP, MOST_STEP
         step = rounded(min(max(self._towards(most, bits), LEAST_STEP), 1.0))
         for _ in range(TRIES):
@@ -191,7 +225,7 @@ class Allocator:
         """The step that should store `most` bytes, `bits` a weight, by the two nearest that were tried."""
         tried = sorted(self.known.values(), key=lambda each: abs(each.stored - most))[:2]
         if not tried:
-            return float(2.0 ** (1.1 - bits))
+            return self.first(most)
         slope = 1.0  # bits that a doubling of the step saves: fewer than one at low rates
         if len(tried) == 2 and tried[0].step != tried[1].step:
             slope = bits * (tried[0].stored - tried[1].stored) / most / math.log2(tried[1].step / tried[0].step)
@@ -227,6 +261,7 @@ class Allocator:
         for _ in range(2):
             prices = {trellis: Ecq(states=8 if trellis else 1).prices(tables[trellis].rates) for trellis in machines}
             tasks = [partial(_trial, each, step, tables, prices) for each in self.sampled]
+            trials.clear()  # counts take 160 kB a tensor
             trials = list(self.executor.map(lambda task: task(), tasks))
             for trellis in machines:
                 counts = sum(trial.counts for trial in trials if trial.scheme.trellis == trellis)
@@ -285,7 +320,8 @@ class Allocator:
             tables=tuple(trimmed),
             prices=tuple(scheme.prices(each.rates) for scheme, each in zip(prices, trimmed, strict=True)),
             set_of={name: used.index(number) for name, number in found.set_of.items()},
-            weights=sum(each.spec.size for each in self.sampled),
+            weights=self.weights,
+            sampled={each.spec.name: each for each in self.sampled},
         )
 
     def _apart(
@@ -299,9 +335,9 @@ class Allocator:
             for place, trial in enumerate(trials):
                 common = shared[trial.scheme.trellis]
                 bits = _cost(trial.counts, common.rates)
-                if place not in own and bits - _least_cost(trial.counts) > 8 * 100:
+                if place not in own and bits - trial.chance - _least_cost(trial.counts) > 8 * 100:
                     tables = Tables(_learnt(trial.counts, common.frequencies), _span(trial.population, common))
-                    gain = bits - _cost(trial.counts, tables.rates) - 8 * table_bytes([tables])
+                    gain = bits - trial.chance - _cost(trial.counts, tables.rates) - 8 * table_bytes([tables])
                     if gain > 0:
                         gains[place] = gain, tables
             if not gains:
@@ -331,22 +367,45 @@ def _span(classes: NDArray[np.int64], tables: Tables) -> tuple[int, int]:
     return int(used[0]) * width, (int(used[-1]) + 1) * width
 
 
+def _held(spec: TensorSpec) -> DType:
+    return spec.dtype if spec.dtype.bits == 16 else F32
+
+
 def sample(spec: TensorSpec, scheme: Ecq, share: float, read: Callable[[int, int], Block]) -> Sampled:
     """Go through a tensor once, keeping about `share` of it. `read` gives rows [first, last) as float32."""
     rows, columns = np.zeros(spec.matrix[0]), np.zeros(spec.matrix[1])
-    total, largest, tiles = 0.0, 0.0, []
-    for number, (first, last) in enumerate(spec.row_slabs(tall=True)):
-        block = read(first, last)
-        rows[first:last] = energies(np.ascontiguousarray(block), columns)
-        total = float(np.add.accumulate(np.concatenate([[total], rows[first:last]]))[-1])
-        largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
-        lanes = block.shape[0] if along_rows(*block.shape) else block.shape[1]
-        kept = min(lanes, max(LEAST_LANES, math.ceil(share * lanes / LEAST_LANES) * LEAST_LANES))
+    total, largest, tiles, dtype = 0.0, 0.0, [], _held(spec)
+    height = max(1, PIECE_WEIGHTS // max(1, spec.matrix[1]))
+    slabs = list(spec.row_slabs(tall=True))
+    tiled = _some(len(slabs), len(slabs) if share >= 1 else share * spec.size / TILE_WEIGHTS)
+    for number, (first, last) in enumerate(slabs):
+        turned = along_rows(last - first, spec.matrix[1])
+        lanes = last - first if turned else spec.matrix[1]
+        wanted = math.ceil(share * len(slabs) / len(tiled) * lanes / LEAST_LANES) * LEAST_LANES
+        kept = min(lanes, max(LEAST_LANES, wanted)) if number in tiled else 0
         left = number * 7 * kept % (lanes - kept + 1)
-        turned = along_rows(*block.shape)
-        part = block[left : left + kept] if turned else block[:, left : left + kept]
-        tiles.append(Tile(first, last, left, np.array(part, np.float32, order="C")))
+        parts = []
+        for begin in range(first, last, height):
+            end = min(begin + height, last)
+            block = np.ascontiguousarray(read(begin, end))
+            rows[begin:end] = energies(block, columns)
+            total = float(np.add.accumulate(np.concatenate([[total], rows[begin:end]]))[-1])
+            largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
+            part = block[:, left : left + kept]
+            if turned:
+                top = first + left - begin
+                part = block[max(0, top) : max(0, top + kept)]
+            if part.size:
+                parts.append(narrow(np.array(part, np.float32, order="C"), dtype))
+        if parts:
+            tiles.append(Tile(first, last, left, np.concatenate(parts)))
     return Sampled(spec, scheme, total, rows, columns, tuple(tiles), largest)
+
+
+def _some(count: int, wanted: float) -> set[int]:
+    """About as many of the numbers below `count` as are wanted, at least one, evenly spaced."""
+    kept = min(count, max(1, round(wanted)))
+    return {(2 * k + 1) * count // (2 * kept) for k in range(kept)}
 
 
 def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: Executor) -> list[Sampled]:
@@ -369,31 +428,32 @@ def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
     scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
     columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)
-    row_class = scheme.row_classes(each.rows / columns, params)
+    row_class = scheme.row_classes(each.mean_squares, params)
     column_class = params["column_class"][0].astype(np.int32)
     width = 2 if scheme.trellis else 1
     counts = np.zeros((CLASSES * width, 256), np.int64)
-    beside, signal, noise = 8.0, 0.0, 0.0
+    beside, signal, noise, rows = 0.0, 0.0, 0.0, 0
     for tile in each.tiles:
-        height = tile.last - tile.first
+        height, block = tile.last - tile.first, widen(tile.bits, each.dtype)
+        rows += height
         turned = along_rows(height, columns)
         of_rows, of_columns = row_class[tile.first : tile.last], params["column_class"]
-        kept = slice(tile.left, tile.left + tile.block.shape[0 if turned else 1])
+        kept = slice(tile.left, tile.left + block.shape[0 if turned else 1])
         local = {
             "step": params["step"],
             "row_class": (of_rows[kept] if turned else of_rows).reshape(-1, 1),
             "column_class": of_columns if turned else of_columns[:, kept],
         }
         contexts = replace(scheme.contexts(local, height, columns), along_rows=turned)
-        points = scheme.encode_path(tile.block, local, prices[scheme.trellis], turned)
+        points = scheme.encode_path(block, local, prices[scheme.trellis], turned)
         found, extra = count_points(points, contexts, tables[scheme.trellis])
         counts += found
         decoded = scheme.decode(points, local)
-        sums = error_sums(tile.block.reshape(-1), decoded.reshape(-1))
+        sums = error_sums(block.reshape(-1), decoded.reshape(-1))
         signal, noise = signal + float(sums[0]), noise + float(sums[1])
         width_of = height if turned else columns
-        beside += extra * (height * columns / tile.block.size) + 4 * min(LANES, width_of) + 4 + _vector(of_rows)
-    beside += _vector(column_class)
+        beside += extra * (height * columns / block.size) + 4 * min(LANES, width_of) + 4 + _vector(of_rows)
+    beside = beside * each.spec.matrix[0] / max(rows, 1) + 8 + _vector(column_class)
     sampled = counts.reshape(CLASSES, -1).sum(axis=1)
     population = _population(row_class, column_class)
     scale = np.where(sampled > 0, population / np.maximum(sampled, 1), 0.0)
@@ -401,7 +461,8 @@ def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
     if missing:
         scale *= each.spec.size / max(each.spec.size - missing, 1.0)
     scaled = np.rint(counts * np.repeat(scale, width)[:, None]).astype(np.int64)
-    return Trial(params, scheme, scaled, population, beside, signal, noise)
+    whole = each.spec.size / max(int(sampled.sum()), 1)
+    return Trial(params, scheme, scaled, population, beside, signal, noise, whole)
 
 
 def _population(rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.int64]:

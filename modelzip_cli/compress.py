@@ -6,6 +6,7 @@ in flight, so memory does not depend on the model. Restoring is the same engine 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from modelzip_cli.coders.lossless import pack as pack_bits
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels import jit
-from modelzip_cli.kernels.sums import Sums, error_sums
+from modelzip_cli.kernels.sums import SLAB_LANES, ErrorSums, Sums, error_sums
 from modelzip_cli.kernels.widen import narrow, rounded, widen
 from modelzip_cli.layouts.native import CODES, LOSSLESS, RANS, Record, encode_parts, slab_count, slabs
 from modelzip_cli.layouts.native_source import NativeSource
@@ -31,10 +32,12 @@ from modelzip_cli.source import Checkpoint, files_of
 from modelzip_cli.tensors import ArraySink, TensorSpec
 
 if TYPE_CHECKING:
-    from modelzip_cli.tensors import Bits
+    from modelzip_cli.schemes.base import Codes, Params, Scheme
+    from modelzip_cli.tensors import Bits, Block, DType
 
 Progress = Callable[[int], None]  # told how many source bytes are done
 KEEP_FREED_BYTES = 64 << 20  # runs that write more than this are worth a call of the C library
+PIECE_WEIGHTS = 128 * 1024  # that are decoded at a time to see what was lost
 TASK_UNITS = 128 * 1024  # slabs of small tensors are bundled up to this size: a task costs some 50 us
 
 
@@ -313,18 +316,19 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     tables, prices = (None, None) if tensor.tables is None else (plan.tables[tensor.tables], plan.prices[tensor.tables])
     block, target = (widen(each.reshape(-1, columns), spec.dtype) for each in (bits, kept))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
-        params = {**tensor.params, **scheme.fit_rows(target, tensor.params)}
+        rows = {name: values[slab.first : slab.last] for name, values in tensor.rows.items()}
+        params = {**tensor.params, **(rows or scheme.fit_rows(target, tensor.params))}
         codes = scheme.encode(target, params, prices)
-        decoded = scheme.decode(codes, params)
-    dtype = scheme.plain or spec.dtype
-    restored = rounded(decoded, dtype)
-    sums = error_sums(block.reshape(-1), restored.reshape(-1))
+        dtype = scheme.plain or spec.dtype
+        restored = np.empty(block.shape, dtype.unit) if plan.layout == "dense" else None
+        sums = _errors(block, codes, params, scheme, dtype, restored)
     if not Errors(block.size, sums).finite:
         if np.isfinite(block).all():
             raise DoesNotFit(f"{source.file.label}: tensor {inert(spec.name)} does not fit {scheme} in {dtype}")
         raise refuse_nonfinite(source, spec)
-    if plan.layout == "dense":
-        return Encoded(slab, {tensor.parts[0].local: _stored(narrow(restored, dtype), summed)}, sums)
+    if restored is not None:
+        return Encoded(slab, {tensor.parts[0].local: _stored(restored, summed)}, sums)
+    del block  # coding needs the memory
     parts = {
         local: _stored(bits, summed)
         for local, bits in encode_parts(scheme, codes, params, tensor.coder, tables).items()
@@ -339,6 +343,22 @@ def _read(source: Checkpoint, tensor: TensorPlan, start: int, stop: int) -> tupl
         return pruned_bits(source, tensor.spec, tensor.pruned.mask, start, stop)
     bits = source.read(tensor.spec.name, start, stop)
     return bits, bits
+
+
+def _errors(block: Block, codes: Codes, params: Params, scheme: Scheme, dtype: DType, restored: Bits | None) -> Sums:
+    """Decode the codes of `block`, a piece at a time, which stays in the cache; fill `restored` if it is given."""
+    rows, columns = block.shape
+    unit = SLAB_LANES // math.gcd(SLAB_LANES, max(columns, 1))
+    height = max(1, PIECE_WEIGHTS // max(columns, 1) // unit) * unit
+    found = ErrorSums()
+    for first in range(0, rows, height):
+        part = slice(first, first + height)
+        local = {name: values[part] if len(values) == rows else values for name, values in params.items()}
+        values = rounded(scheme.decode(codes[part], local), dtype)
+        found.add(block[part].reshape(-1), values.reshape(-1))
+        if restored is not None:
+            restored[part] = narrow(values, dtype)
+    return found.sums
 
 
 def _stored(bits: Bits, summed: bool) -> tuple[memoryview, int]:

@@ -48,6 +48,7 @@ class TensorPlan:
     coder: str | None = None
     tables: int | None = None  # of the plan's sets
     guess: int | None = None  # bytes that coded codes are expected to take
+    rows: Params = field(default_factory=dict)  # what `fit_rows` would find in all rows, where that is known
     pruned: Pruned | None = None
 
     @property
@@ -327,7 +328,8 @@ def _allocated(
         return TensorPlan(spec, kept, "would not get smaller", (), {}, tie, LOSSLESS)
     params, number = allocation.params[owner], allocation.set_of[owner]
     guess = max(0, allocation.bytes[owner] - len(pack_vector(params["column_class"][0])) - 4)
-    return TensorPlan(spec, allocation.scheme[owner], reason, (), params, tie, RANS, number, guess)
+    rows = {} if tie else allocation.row_params(owner)
+    return TensorPlan(spec, allocation.scheme[owner], reason, (), params, tie, RANS, number, guess, rows)
 
 
 def _coder(source: Source, recipe: Recipe, spec: TensorSpec, scheme: Scheme, params: Params) -> tuple[str, int | None]:

@@ -48,11 +48,11 @@ class Search:
             return self.source.file.size / self.goal.value
         if self.goal.kind == "target_size":
             return self.goal.value
-        return self.goal.value / 8 * self._weights
+        return self.goal.value / 8 * (self._weights or self.allocator.weights)
 
     def begin(self) -> float:
-        """Any step: to learn how much of the output it does not change."""
-        return 0.15
+        """A step near the goal: to learn how much of the output it does not change."""
+        return self.allocator.first(self._limit)
 
     def measure(self, plan: Plan, size: int) -> None:
         """Learn it from a plan, and the size of its output."""

@@ -81,7 +81,7 @@ def test_the_size_and_error_of_a_single_tensor_are_those_of_the_run(name):
 def test_a_part_of_the_weights_tells_the_size_of_all(monkeypatch):
     monkeypatch.setattr(allocate, "SAMPLED", 60_000)
     sampled = seen(WEIGHTS)
-    assert sum(tile.block.size for each in sampled.sampled for tile in each.tiles) < 110_000
+    assert sum(tile.bits.size for each in sampled.sampled for tile in each.tiles) < 110_000
     found = sampled.at(0.25)
     for name, weight in WEIGHTS.items():
         size, loss = written(found, name, weight)

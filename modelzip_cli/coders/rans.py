@@ -77,8 +77,19 @@ class Rans(Coder):
         raw = _raw_of(rows, columns, contexts) if contexts.low_bits[int(rows.max()) + int(columns.max())] else None
         low, rest = _unpack_low(rest, raw)
         states, words = _lanes(rest, len(columns))
+        begin = first // width  # slots and low bits of the classes from here on
         values, taken = decode_points(
-            words, states, tables.slots, rows, columns, BITS, contexts.machine, contexts.low_bits, escapes, low, step
+            words,
+            states,
+            tables.slots,
+            rows - np.int32(begin),
+            columns,
+            BITS,
+            contexts.machine,
+            contexts.low_bits[begin:],
+            escapes,
+            low,
+            step,
         )
         _check_end(states, words, taken)
         return np.ascontiguousarray(values.T) if contexts.along_rows else values

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ TOTAL = 1 << BITS
 CENTRE = 127  # the symbol of 0 in an open range
 RARE = 1 << 13
 
-Frequencies = NDArray[np.int64]  # [tables, 256]
+Frequencies = NDArray[Any]  # integers, [tables, 256]
 
 
 class Damaged(ValueError):
@@ -28,10 +29,16 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A set of tables: int64 [tables, 256], each row of sum 2^11. Only those of `span` are stored and may be used."""
+    """A set of tables: int16 [tables, 256], each row of sum 2^11. Only those of `span` are stored and may be used.
+
+    A model may have a set for each tensor, all in memory at once: what can be looked up quickly is not kept.
+    """
 
     frequencies: Frequencies
     span: tuple[int, int] | None = None  # None: all
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "frequencies", self.frequencies.astype(np.int16, copy=False))
 
     @property
     def used(self) -> tuple[int, int]:
@@ -46,11 +53,13 @@ class Tables:
 
     @cached_property
     def slots(self) -> NDArray[np.uint32]:
-        """For the decoder: frequency << 20 | offset in the interval << 8 | symbol, uint32 [tables * 2^11]."""
-        symbols = np.tile(np.arange(SYMBOLS), len(self.frequencies))
-        each = self.frequencies.reshape(-1)
+        """For the decoder, of the tables that may be used: frequency << 20 | offset in the interval << 8 | symbol,
+        uint32 [tables * 2^11]."""
+        used = self.frequencies[slice(*self.used)]
+        each = used.reshape(-1).astype(np.int64)
+        symbols = np.tile(np.arange(SYMBOLS), len(used))
         starts = np.cumsum(each) - each
-        offsets = np.arange(len(self.frequencies) * TOTAL) - np.repeat(starts, each)
+        offsets = np.arange(len(used) * TOTAL) - np.repeat(starts, each)
         return (np.repeat(each, each) << 20 | offsets << 8 | np.repeat(symbols, each)).astype(np.uint32)
 
     @cached_property
@@ -58,7 +67,7 @@ class Tables:
         """1 where a symbol has a frequency, uint8 [tables, 256]."""
         return (self.frequencies > 0).astype(np.uint8)
 
-    @cached_property
+    @property
     def rates(self) -> NDArray[np.int64]:
         """What each symbol costs, in 1/256 bit; int64 [tables, 256], 2^15 where it cannot be coded."""
         return RATES[self.frequencies]

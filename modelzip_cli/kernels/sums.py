@@ -39,13 +39,39 @@ def _in_order(lanes: Sums) -> float:
     return total
 
 
-def _error_sums_numpy(weights: Block, restored: Block) -> Sums:
-    """Sums over a slab for the error figures: float64 [6], named by `ERROR_SUMS`.
+class ErrorSums:
+    """Sums over a slab for the error figures. It may come in pieces: all but the last a multiple of 64 weights."""
 
-    w = `weights`, r = `restored`, both float32 [weights of the slab], e = w - r: sums of w*w, e*e and r*r, the largest
-    |e| as float32, and how many w and r are zero. NaN and infinity in the input show as NaN or infinity in the sums.
+    def __init__(self) -> None:
+        self._lanes, self._rest = np.zeros((3, SLAB_LANES)), np.zeros(3)
+
+    def add(self, weights: Block, restored: Block) -> None:
+        """Take in the next piece: the weights and what they are restored to, both float32 [weights]."""
+        largest = self._rest[0]
+        rest = add_errors(weights, restored, self._lanes)
+        self._rest += rest
+        self._rest[0] = max(largest, rest[0])
+
+    @property
+    def sums(self) -> Sums:
+        """The sums of all pieces, float64 [6], named by `ERROR_SUMS`."""
+        return np.array([*(_in_order(lane) for lane in self._lanes), *self._rest])
+
+
+def error_sums(weights: Block, restored: Block) -> Sums:
+    """The sums of a slab that is at hand whole, float64 [6], named by `ERROR_SUMS`."""
+    found = ErrorSums()
+    found.add(weights, restored)
+    return found.sums
+
+
+def _add_errors_numpy(weights: Block, restored: Block, lanes: Sums) -> Sums:
+    """Add the terms of a piece of a slab to `lanes`, float64 [3, 64], the first weight in lane 0.
+
+    w = `weights`, r = `restored`, both float32 [weights], e = w - r: the terms are w*w, e*e and r*r. Returns float64
+    [3]: the largest |e| as float32, and how many w and r are zero. NaN and infinity show as NaN or infinity in lanes.
     """
-    lanes, largest = np.zeros((3, SLAB_LANES)), np.float32(0)
+    largest = np.float32(0)
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, weights.size, TWIN_CHUNK):
             part = slice(start, start + TWIN_CHUNK)
@@ -58,12 +84,11 @@ def _error_sums_numpy(weights: Block, restored: Block) -> Sums:
                 lanes[k, : term.size - whole] += term[whole:]
             largest = max(largest, np.abs(weights[part] - restored[part]).max())
     zeros = weights.size - np.count_nonzero(weights), restored.size - np.count_nonzero(restored)
-    return np.array([*(_in_order(lane) for lane in lanes), largest, *zeros], np.float64)
+    return np.array([largest, *zeros], np.float64)
 
 
-@jit(twin=_error_sums_numpy)
-def error_sums(weights: Block, restored: Block) -> Sums:
-    lanes = np.zeros((3, SLAB_LANES))
+@jit(twin=_add_errors_numpy)
+def add_errors(weights: Block, restored: Block, lanes: Sums) -> Sums:
     w2, e2, r2 = lanes[0], lanes[1], lanes[2]
     magnitudes = np.empty(STRIP, np.float32)
     keys = magnitudes.view(np.int32)  # magnitudes sort like their bits
@@ -95,13 +120,10 @@ def error_sums(weights: Block, restored: Block) -> Sums:
             strip_after = np.int32(strip_after + np.int32(b[i] == 0))
         before += int(strip_before)
         after += int(strip_after)
-    sums = np.zeros(6)
-    for lane in range(SLAB_LANES):
-        for k in range(3):
-            sums[k] += lanes[k][lane]
+    rest = np.empty(3)
     keys[0] = largest
-    sums[3], sums[4], sums[5] = np.float64(magnitudes[0]), before, after
-    return sums
+    rest[0], rest[1], rest[2] = np.float64(magnitudes[0]), before, after
+    return rest
 
 
 def _group_lanes(terms: Sums, group_size: int) -> Sums:

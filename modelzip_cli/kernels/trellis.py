@@ -62,7 +62,8 @@ def trellis_path(weights: Block, step: np.float32, path_class: NDArray[np.int32]
         width = min(tile, lanes - left)
         price[:, :, :width] = prices[:, :, left : left + width]
         states = _forward(block, left, width, per_step, path_class, price, CONSTANTS, scratch)
-        _trace_back(left, width, path_class, price, CONSTANTS, scratch, states, points)
+        _trace_back(width, path_class, price, CONSTANTS, scratch, states)
+        points[:, left : left + width] = scratch[0, :, :width]
     if not far.size:
         return points
     wide = points.astype(np.int32)
@@ -264,18 +265,13 @@ def _forward(
 
 
 def _trace_back_numpy(
-    left: int,
-    lanes: int,
-    path_class: NDArray[np.int32],
-    prices: Prices,
-    constants: Prices,
-    scratch: Prices,
-    states: Prices,
-    points: Prices,
+    lanes: int, path_class: NDArray[np.int32], prices: Prices, constants: Prices, scratch: Prices, states: Prices
 ) -> None:
-    """Go back from the last `states`; fill the lanes of `points` from `left` on, along the decisions in `scratch`."""
-    length = len(points)
-    points = points[:, left : left + lanes]
+    """Go back from the last `states` along the decisions in `scratch`; the points take the place of the units there.
+
+    Going back row by row through an array that is wider than a tile would wait for memory.
+    """
+    length = scratch.shape[1]
     everything = np.arange(lanes)
     state = states.astype(np.int32)
     for i in reversed(range(length)):
@@ -286,24 +282,17 @@ def _trace_back_numpy(
         r = np.where(q == 0, 2 * parity, 3 - 2 * parity)
         m = np.maximum(np.abs(signed) - price[8 + q, everything] + 64 - 32 * r, np.where(r == 0, 128, 0)) >> 7
         n = np.where((parity == 0) & (decision >> (8 + q) & 1 == 1), 0, 4 * m + r)
-        points[i] = np.where(signed < 0, -n, n)
+        scratch[0, i, :lanes] = np.where(signed < 0, -n, n)
         state = ((state ^ state >> 2) & 1) << 1 | state >> 2 | bit << 2
 
 
 @jit(twin=_trace_back_numpy)
 def _trace_back(
-    left: int,
-    lanes: int,
-    path_class: NDArray[np.int32],
-    prices: Prices,
-    constants: Prices,
-    scratch: Prices,
-    states: Prices,
-    points: Prices,
+    lanes: int, path_class: NDArray[np.int32], prices: Prices, constants: Prices, scratch: Prices, states: Prices
 ) -> None:
     i16 = np.int16
     c0, c1, c3, c64, c128 = constants[0], constants[1], constants[3], constants[8], constants[10]
-    length = points.shape[0]
+    length = scratch.shape[1]
     work = np.empty(4 * 128, np.int16)
     ys, ds, now, ns = work[0:128], work[128:256], work[256:384], work[384:512]
     for j in range(lanes):
@@ -333,9 +322,8 @@ def _trace_back(
             n = c0 if i16(flag & c1) > parity else n
             ns[j] = i16(-n) if ys[j] < c0 else n
             now[j] = i16(i16(i16(s0 ^ s2) << 1) | i16(s2 | i16(bit << 2)))
-        out = points[i, left : left + lanes]
         for j in range(lanes):
-            out[j] = ns[j]
+            signed[j] = ns[j]
 
 
 def _grid_points_numpy(

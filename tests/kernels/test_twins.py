@@ -17,6 +17,7 @@ from modelzip_cli import kernels
 from modelzip_cli.kernels.histogram import empty_histogram
 from modelzip_cli.kernels.jit import Kernel
 from modelzip_cli.kernels.rans import LANES, LOWEST
+from modelzip_cli.kernels.sums import SLAB_LANES
 from modelzip_cli.kernels.trellis import CONSTANTS
 from modelzip_cli.schemes.base import group_count
 from modelzip_cli.schemes.granularity import WHOLE_ROW
@@ -118,10 +119,11 @@ def binned(draw: st.DrawFn) -> Arguments:
 
 @st.composite
 def two_slabs(draw: st.DrawFn) -> Arguments:
-    """Weights and restored weights in one row, from none to several times as many as there are lanes."""
+    """Weights and restored weights in one row, from none to several times as many as there are lanes, and sums of those
+    before."""
     size = draw(st.integers(0, 200))
     slab = hnp.arrays(np.float32, size, elements=st.floats(width=32))
-    return draw(slab), draw(slab)
+    return draw(slab), draw(slab), draw(st.sampled_from([0.0, 1.5])) + np.zeros((3, SLAB_LANES))
 
 
 def codes() -> st.SearchStrategy[Codes]:
@@ -221,7 +223,7 @@ def trace_back(draw: st.DrawFn) -> Arguments:
     scratch[0] = random.integers(-(2**14), 2**14 + 1, scratch[0].shape)
     scratch[1] = random.integers(0, 1024, scratch[1].shape)
     states = random.integers(0, 8, lanes).astype(np.int16)
-    return 0, lanes, classes, padded(prices), CONSTANTS, scratch, states, np.zeros((length, lanes), np.int16)
+    return lanes, classes, padded(prices), CONSTANTS, scratch, states
 
 
 @st.composite
@@ -240,13 +242,14 @@ def decoded(returned: int, filled: Arguments) -> Arguments:
 Results = Callable[[Any, Arguments], Arguments]
 
 RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what must agree
+    "sums.add_errors": lambda rest, given: (np.append(given[2], rest),),
     "sums.energies": lambda rows, given: (rows, given[1]),
     "rans._encode": lambda begin, given: (begin, given[3], given[4][begin:]),
     "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[5])),
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
     "trellis._forward": lambda states, given: (states, given[7]),
-    "trellis._trace_back": lambda nothing, given: (given[7],),
+    "trellis._trace_back": lambda nothing, given: (given[4],),
     "trellis._grid_points": lambda nothing, given: (given[4],),
 }
 RESULTS |= {f"vector.{name}": RESULTS[f"rans._{name}"] for name in ("encode", "decode_symbols")}
@@ -270,7 +273,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "widen.narrow_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),
     "widen._round_bf16": any_float_bits().map(lambda bits: (not_nan(bits),)),
     "widen.narrow_f16": any_float_bits().map(lambda bits: (not_nan(bits),)),
-    "sums.error_sums": two_slabs(),
+    "sums.add_errors": two_slabs(),
     "sums.magnitude_sums": st.tuples(any_weight(min_side=1), GROUP_SIZES),
     "sums.fit_sums": grid([3, 15, 254, 255, 2**16 - 2]),
     "sums.energies": any_weight(min_side=1).map(lambda block: (block, np.zeros(block.shape[1]))),
@@ -327,11 +330,12 @@ def assert_same(ours: tuple[np.ndarray, ...], theirs: tuple[np.ndarray, ...]) ->
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 512 * 64 - 1, 512 * 64, 512 * 64 + 1, 3 * 512 * 64 + 77])
 def test_error_sums_are_the_same_over_several_chunks_of_the_twin(size):
-    kernel = all_kernels()["sums.error_sums"]
+    both = all_kernels()["sums.add_errors"].compiled, all_kernels()["sums.add_errors"].twin
     random = np.random.default_rng(size)
     weights = random.normal(0, 1, size).astype(np.float32)
     restored = np.where(random.random(size) < 0.3, np.float32(0), weights + np.float32(0.01))
-    assert_same(run(kernel.compiled, (weights, restored)), run(kernel.twin, (weights, restored)))
+    found = [fill(body, (weights, restored, np.zeros((3, SLAB_LANES))), RESULTS["sums.add_errors"]) for body in both]
+    assert_same(*found)
 
 
 def test_every_kernel_has_its_arguments_here():
