@@ -474,7 +474,7 @@ def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int
 
 def _used_numpy(planes: Bytes) -> Bytes:
     """1 for each word of `planes` [bytes of a word, n] that is not 0, else 0, uint8 [n]."""
-    found: Bytes = planes.any(axis=0).view(np.uint8)
+    found: Bytes = np.asarray(planes.any(axis=0)).view(np.uint8)
     return found
 
 
