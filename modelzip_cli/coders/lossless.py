@@ -66,7 +66,6 @@ PLAIN, CONSTANT, CODED, CLASSED = 0, 1, 2, 3
 LEAST_COLUMNS = 64  # rows shorter than that have no classes of their own
 MOST_TABLES = 64
 MOST_SHIFT = 7
-BAND = 1 << 16  # symbols that are decoded at a time: their table offsets stay in the cache
 
 # What only the encoder needs to know
 LEAST = 4096  # bytes of a plane that has classes
@@ -417,18 +416,11 @@ class _Reader:
         slots = kernels.slots(frequencies)
         rows = -(-size // width)
         found = SCRATCH.take(use, (rows, width), np.uint8) if use else np.empty((rows, width), np.uint8)
-        step = min(max(1, BAND // width), rows)
-        kinds, lines = _offsets(tables, rows, width, classes)
-        offsets = SCRATCH.take("offsets", (step, width), np.int32)
-        place = 0
-        for first in range(0, rows, step):
-            band = found[first : first + step]
-            lines.take(kinds[first : first + step], axis=0, out=offsets[: len(band)], mode="clip")
-            band[:], number = rans.decode_symbols(words[place:], states, slots, offsets[: len(band)], BITS)
-            if number < 0:
-                raise Damaged("it ends too soon")
-            place += number
-        if place != count or (states != rans.LOWEST).any():
+        lines, line_of = _lines(tables, rows, width, classes)
+        _, taken = rans.decode_symbols(words, states, slots, lines, BITS, line_of, found)
+        if taken < 0:
+            raise Damaged("it ends too soon")
+        if taken != count or (states != rans.LOWEST).any():
             raise Damaged("the coder does not end where it began")
         plane = found.reshape(-1)
         if (plane[size:] != plane[size - 1]).any():
@@ -436,14 +428,14 @@ class _Reader:
         return plane[:size]
 
 
-def _offsets(
+def _lines(
     tables: int, rows: int, width: int, classes: tuple[Bytes, Bytes, int, int] | None
-) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
-    """Where the tables of the bytes begin: the rows that differ, int32 [kinds, width], and which of them a row is."""
+) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Where the tables of the bytes begin: the rows that differ, int32 [lines, width], and which of them a row is."""
     if classes is None:
-        return np.zeros(rows, np.intp), np.zeros((1, width), np.int32)
+        return np.zeros((1, width), np.int32), np.zeros(rows, np.intp)
     row_class, column_class, shift, low = classes
     present = np.flatnonzero(np.bincount(row_class))
     lines = SCRATCH.take("lines", (len(present), width), np.int32)
     kernels.places(present, column_class, shift, low, tables, lines)
-    return np.searchsorted(present, row_class), lines
+    return lines, np.searchsorted(present, row_class)

@@ -31,6 +31,7 @@ SYMBOLS = 256
 Words = NDArray[np.uint16]
 States = NDArray[np.uint32]
 Index = NDArray[np.uint16]  # table * 256 + symbol
+Lines = NDArray[np.int32]  # where tables begin, for each column; one line for all rows that are alike
 Slots = NDArray[np.uint32]  # freq << 20 | (slot - start) << 8 | symbol, 2^bits entries a table
 
 
@@ -114,18 +115,27 @@ def _encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: Stat
 
 
 def decode_symbols(
-    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    bits: int,
+    line_of: NDArray[np.intp] | None = None,
+    symbols: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.uint8], int]:
     """Return the symbols uint8 [rows, width] and how many words were taken; -1: the stream is damaged.
 
-    `offsets` int32 [rows, width]: where the table of each weight begins in `slots`. `states` end as they were when
-    encoding began.
+    `lines` int32 [lines, width]: where the tables of a row begin in `slots`; `line_of` [rows]: which of them a row has,
+    None: each its own. `states` end as they were when encoding began. `symbols`: where to put what is found.
     """
-    symbols = np.empty(offsets.shape, np.uint8)
+    if line_of is None:
+        line_of = np.arange(len(lines))
+    if symbols is None:
+        symbols = np.empty((len(line_of), lines.shape[1]), np.uint8)
     if not symbols.size:
         return symbols, 0
     run = found.decode_symbols if (found := vectors(bits)) else _decode_symbols
-    taken = run(words, states, slots, np.ascontiguousarray(offsets), bits, symbols)
+    taken = run(words, states, slots, np.ascontiguousarray(lines), line_of, bits, symbols)
     return symbols, taken
 
 
@@ -140,14 +150,20 @@ def _take(words: Words, place: int, x: NDArray[np.uint64]) -> tuple[NDArray[np.u
 
 
 def _decode_symbols_numpy(
-    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int, symbols: NDArray[np.uint8]
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    symbols: NDArray[np.uint8],
 ) -> int:
     """Fill `symbols`."""
     place, lanes = 0, len(states)
     x, mask = states.astype(np.uint64), np.uint64((1 << bits) - 1)
     for i in range(len(symbols)):
         for left in range(0, symbols.shape[1], lanes):
-            offset = offsets[i, left : left + lanes]
+            offset = lines[line_of[i], left : left + lanes]
             part = x[: len(offset)]
             found = slots[offset + (part & mask).astype(np.int64)].astype(np.uint64)
             symbols[i, left : left + lanes] = found & 0xFF
@@ -161,13 +177,19 @@ def _decode_symbols_numpy(
 
 @jit(twin=_decode_symbols_numpy)
 def _decode_symbols(
-    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int, symbols: NDArray[np.uint8]
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    symbols: NDArray[np.uint8],
 ) -> int:
     lanes, b, mask = states.size, np.uint32(bits), np.uint32((1 << bits) - 1)
     place: Any = 0
     x = states.copy()
     for i in range(symbols.shape[0]):
-        row, offset = symbols[i], offsets[i]
+        row, offset = symbols[i], lines[line_of[i]]
         for left in range(0, row.size, lanes):
             out, begin = row[left : left + lanes], offset[left : left + lanes]
             if place + out.size <= words.size:

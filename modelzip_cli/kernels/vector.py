@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from modelzip_cli.kernels import points, rans
 from modelzip_cli.kernels.jit import jit
 from modelzip_cli.kernels.points import Classes, LowBits
-from modelzip_cli.kernels.rans import Index, Slots, States, Words
+from modelzip_cli.kernels.rans import Index, Lines, Slots, States, Words
 
 AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
+EXPANDS: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]
 
 lowering: Any = cgutils  # without annotations of their own
 kinds: Any = types
@@ -94,6 +95,14 @@ class _Vectors:
         )
         return self.builder.bitcast(self.builder.call(call, [self.builder.bitcast(words, SHUFFLE), control]), SHORTS)
 
+    def spread(self, words: Any, chosen: Any, mask: Any) -> Any:
+        """The first of eight words as 32-bit lanes where `chosen` is true, 0 elsewhere."""
+        if not EXPANDS:
+            return self.builder.zext(self.shuffled(words, mask, "modelzip_spread", pack=False), INTS)
+        kind = ir.FunctionType(INTS, [INTS, INTS, chosen.type])
+        call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx512.mask.expand.v8i32")
+        return self.builder.call(call, [self.builder.zext(words, INTS), self.splat(0), chosen])
+
     def mask_and_count(self, chosen: Any) -> tuple[Any, Any]:
         """Eight truth values as an 8-bit integer, and how many are true."""
         mask = self.builder.bitcast(chosen, I8)
@@ -149,8 +158,7 @@ def _decode_groups(
                 x = b.add(x, b.and_(b.lshr(entry, v.splat(8)), v.splat(4095)))
                 short = b.icmp_unsigned("<", x, v.splat(1 << 16))
                 mask, count = v.mask_and_count(short)
-                spread = v.shuffled(v.load(word, taken, SHORTS), mask, "modelzip_spread", pack=False)
-                x = b.or_(b.select(short, b.shl(x, v.splat(16)), x), b.zext(spread, INTS))
+                x = b.or_(b.select(short, b.shl(x, v.splat(16)), x), v.spread(v.load(word, taken, SHORTS), short, mask))
                 b.store(x, x_at)
                 taken = b.add(taken, count)
             for entry, start in zip(found, starts, strict=True):
@@ -258,12 +266,18 @@ def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: State
 
 @jit(twin=rans._decode_symbols_numpy)
 def decode_symbols(
-    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int, symbols: NDArray[np.uint8]
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    symbols: NDArray[np.uint8],
 ) -> int:
     place, lanes, b, mask = 0, states.size, np.uint32(bits), np.uint32((1 << bits) - 1)
     x = states.copy()
     for i in range(symbols.shape[0]):
-        row, offset, done = symbols[i], offsets[i], 0
+        row, offset, done = symbols[i], lines[line_of[i]], 0
         if lanes == 32:
             place, done = decode_groups(words, place, x, slots, offset, bits, row)
         for j in range(done, row.size):

@@ -57,7 +57,7 @@ def encode(bodies: Bodies, codes: Codes, index: NDArray[np.uint16]) -> tuple[NDA
 def decode(bodies: Bodies, codes: Codes, index: NDArray[np.uint16], states: Any, words: Any) -> Any:
     """The symbols, the states at the end and how many words were taken."""
     symbols, states = np.zeros(index.shape, np.uint8), states.copy()
-    taken = bodies.decode(words, states, codes.slots, codes.offsets(index), codes.bits, symbols)
+    taken = bodies.decode(words, states, codes.slots, codes.offsets(index), np.arange(len(index)), codes.bits, symbols)
     return symbols, states, taken
 
 

@@ -167,7 +167,8 @@ def encoding(found: Codes) -> Arguments:
 def decoding(found: Codes) -> Arguments:
     """Arguments of the decoder of symbols."""
     index, states, words, _, _ = words_of(found)
-    return words, states, found.slots, found.offsets(index), found.bits, np.zeros(index.shape, np.uint8)
+    lines, line_of = np.unique(found.offsets(index), axis=0, return_inverse=True)
+    return words, states, found.slots, lines, line_of, found.bits, np.zeros(index.shape, np.uint8)
 
 
 def indexing(found: Codes) -> Arguments:
@@ -242,7 +243,7 @@ Results = Callable[[Any, Arguments], Arguments]
 RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what must agree
     "sums.energies": lambda rows, given: (rows, given[1]),
     "rans._encode": lambda begin, given: (begin, given[3], given[4][begin:]),
-    "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[5])),
+    "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[6])),
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
     "trellis._forward": lambda states, given: (states, given[7]),
