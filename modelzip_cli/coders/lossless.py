@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Counts = NDArray[np.int64]
     Classes = tuple[Bytes, Bytes]  # of rows, of columns
+    Grouping = tuple[Bytes, Bytes, int, int]  # classes of rows and of columns, `shift` and `low`
     Parts = list[bytes | bytearray | NDArray[np.uint8]]
 
+SYMBOL_BITS = 8
 RAW, PLANES = 0, 1
 PLAIN, CONSTANT, CODED, CLASSED = 0, 1, 2, 3
 
@@ -95,7 +97,7 @@ def pack(bits: Bits, dtype: DType, columns: int) -> Bytes:
         packed: Parts = [bytes([PLANES]), *(part for plane in planes for part in plane)]
         if sum(map(len, packed)) <= len(raw):
             parts = packed
-    return np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
+    return np.frombuffer(b"".join(part.data if isinstance(part, np.ndarray) else part for part in parts), np.uint8)
 
 
 def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
@@ -187,6 +189,23 @@ def _unit(word: NDArray[Any], name: str) -> Bits:
     return word >> 1 ^ -(word & 1) if name[0] == "i" else word
 
 
+# Rows and their tables
+
+
+def _lines(
+    tables: int, rows: int, width: int, bits: int, grouping: Grouping | None
+) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Where the tables, of 2^bits entries, of the bytes begin: the rows that differ, int32 [lines, width], and which of
+    them a row is."""
+    if grouping is None:
+        return np.zeros((1, width), np.int32), np.zeros(rows, np.intp)
+    row_class, column_class, shift, low = grouping
+    present = np.flatnonzero(np.bincount(row_class))
+    lines = SCRATCH.take("lines", (len(present), width), np.int32)
+    kernels.places(present, column_class, shift, low, tables, bits, lines)
+    return lines, np.searchsorted(present, row_class)
+
+
 # Encoding
 
 
@@ -228,43 +247,41 @@ def _pack_plane(plane: Bytes, columns: int, classes: Classes | None) -> Parts:
     size = len(plane) - len(plane) // WORTH
     if classes is None:
         way = _one_table(plane, kernels.count(plane))
-        return way.parts(_flat_index(plane)) if way.size < size else best
-    table = _filled(plane, matrix_width(len(plane), columns))
-    contexts = int(classes[0].max()) + int(classes[1].max()) + 1
-    index = SCRATCH.take("index", table.shape, np.uint16)
-    counts = kernels.tally(table, *classes, index, contexts)
-    way = min(_ways(plane, counts, classes), key=lambda way: way.size)
-    if way.size >= size:
-        return best
-    if len(way.frequencies) == 1:
-        index = _flat_index(plane)
-    return way.parts(index)
+    else:
+        contexts = int(classes[0].max()) + int(classes[1].max()) + 1
+        counts = kernels.tally(_filled(plane, matrix_width(len(plane), columns)), *classes, contexts)
+        way = min(_ways(plane, counts, classes), key=lambda way: way.size)
+    return way.parts(plane, columns) if way.size < size else best
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to code a plane: what comes before the stream, which table codes a context, and about how many bytes."""
+    """A way to code a plane: what comes before the stream, which tables a byte is coded with, and about how many bytes
+    that takes."""
 
     head: Parts
     frequencies: Counts
-    table_of: NDArray[np.int64]
     size: int
+    grouping: Grouping | None = None  # None: there is but one table
 
-    def parts(self, index: NDArray[np.uint16]) -> Parts:
-        """The plane whose contexts and bytes are `index`."""
-        starts = np.cumsum(self.frequencies, axis=1) - self.frequencies
-        intervals = (starts << 16 | self.frequencies).astype(np.uint32)[self.table_of].reshape(-1)
-        states, words = rans.encode(index, intervals, BITS)
+    def parts(self, plane: Bytes, columns: int) -> Parts:
+        """The plane, coded."""
+        width = matrix_width(len(plane), columns) if self.grouping else flat_width(len(plane))
+        table = _filled(plane, width)
+        intervals = kernels.intervals(self.frequencies)
+        lines, line_of = _lines(len(self.frequencies), len(table), width, SYMBOL_BITS, self.grouping)
+        room = SCRATCH.take("words", (1, rans.room_for(table.size, BITS)), np.uint16).reshape(-1)
+        states, words = rans.encode(table, intervals, BITS, lines, line_of, room)
         number = bytearray()
         write_number(number, len(words))
-        return [*self.head, number, states.view(np.uint8), words.view(np.uint8)]
+        return [*self.head, number, states.tobytes(), words.tobytes()]
 
 
 def _one_table(plane: Bytes, counts: Counts) -> _Way:
     frequencies, bits = kernels.normalised(counts[None], RATES)
     written = kernels.write_tables(frequencies)
     beside = len(written) + 4 + 4 * min(flat_width(len(plane)), rans.LANES)
-    return _Way([bytes([CODED]), written], frequencies, np.zeros(1, np.int64), bits // 8 + beside)
+    return _Way([bytes([CODED]), written], frequencies, bits // 8 + beside)
 
 
 def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
@@ -278,10 +295,9 @@ def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
             return
         frequencies, bits = kernels.normalised(groups, RATES)
         written = kernels.write_tables(frequencies)
-        table_of = np.clip((np.arange(len(counts)) >> shift) - low, 0, len(groups) - 1)
         beside = sum(map(len, vectors)) + len(written) + 7 + 4 * min(len(classes[1]), rans.LANES)
         head = [bytes([CLASSED, len(groups), low, shift]), *vectors, written]
-        yield _Way(head, frequencies, table_of, bits // 8 + beside)
+        yield _Way(head, frequencies, bits // 8 + beside, (*classes, shift, low))
         if bits // 8 + beside > last:
             return
         last = bits // 8 + beside
@@ -291,14 +307,6 @@ def _filled(plane: Bytes, width: int) -> Bytes:
     """`plane` as rows of `width`, the last one filled up."""
     missing = -len(plane) % width
     return (np.concatenate([plane, np.full(missing, plane[-1])]) if missing else plane).reshape(-1, width)
-
-
-def _flat_index(plane: Bytes) -> NDArray[np.uint16]:
-    """`plane` as rows for one table."""
-    table = _filled(plane, flat_width(len(plane)))
-    index = SCRATCH.take("flat index", table.shape, np.uint16)
-    index[:] = table
-    return index
 
 
 def _may_pay(plane: Bytes) -> bool:
@@ -397,9 +405,7 @@ class _Reader:
         row_class, column_class = self.plane(-(-size // width), 0), self.plane(width, 0)
         return self._coded(size, width, tables, use, (row_class, column_class, shift, low))
 
-    def _coded(
-        self, size: int, width: int, tables: int, use: str, classes: tuple[Bytes, Bytes, int, int] | None
-    ) -> Bytes:
+    def _coded(self, size: int, width: int, tables: int, use: str, grouping: Grouping | None) -> Bytes:
         """Read tables and a stream: rows of `width`, and what they hold."""
         frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
         self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
@@ -416,7 +422,7 @@ class _Reader:
         slots = kernels.slots(frequencies)
         rows = -(-size // width)
         found = SCRATCH.take(use, (rows, width), np.uint8) if use else np.empty((rows, width), np.uint8)
-        lines, line_of = _lines(tables, rows, width, classes)
+        lines, line_of = _lines(tables, rows, width, BITS, grouping)
         _, taken = rans.decode_symbols(words, states, slots, lines, BITS, line_of, found)
         if taken < 0:
             raise Damaged("it ends too soon")
@@ -426,16 +432,3 @@ class _Reader:
         if (plane[size:] != plane[size - 1]).any():
             raise Damaged("it goes on where it should end")
         return plane[:size]
-
-
-def _lines(
-    tables: int, rows: int, width: int, classes: tuple[Bytes, Bytes, int, int] | None
-) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Where the tables of the bytes begin: the rows that differ, int32 [lines, width], and which of them a row is."""
-    if classes is None:
-        return np.zeros((1, width), np.int32), np.zeros(rows, np.intp)
-    row_class, column_class, shift, low = classes
-    present = np.flatnonzero(np.bincount(row_class))
-    lines = SCRATCH.take("lines", (len(present), width), np.int32)
-    kernels.places(present, column_class, shift, low, tables, lines)
-    return lines, np.searchsorted(present, row_class)

@@ -16,7 +16,7 @@ are the same.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ SYMBOLS = 256
 Words = NDArray[np.uint16]
 States = NDArray[np.uint32]
 Index = NDArray[np.uint16]  # table * 256 + symbol
+Symbols = NDArray[np.uint8] | Index
 Lines = NDArray[np.int32]  # where tables begin, for each column; one line for all rows that are alike
 Slots = NDArray[np.uint32]  # freq << 20 | (slot - start) << 8 | symbol, 2^bits entries a table
 
@@ -38,38 +39,64 @@ Slots = NDArray[np.uint32]  # freq << 20 | (slot - start) << 8 | symbol, 2^bits 
 def vectors(bits: int) -> ModuleType | None:
     """The module `vector`, if this run is compiled for a CPU that has its instructions.
 
-    Its quotients are exact from 10 bits on.
+    Its quotients are exact from 11 bits on.
     """
-    if bits < 10 or not choice.runs_compiled():
+    if bits < 11 or not choice.runs_compiled():
         return None
     from modelzip_cli.kernels import vector  # imports numba
 
     return vector if vector.AVAILABLE else None
 
 
-def encode(index: Index, intervals: NDArray[np.uint32], bits: int) -> tuple[States, Words]:
-    """Return the states, uint32 [min(32, width)], and words, uint16, of `index` [rows, width].
+def encode(
+    symbols: Symbols,
+    intervals: NDArray[np.uint32],
+    bits: int,
+    lines: Lines | None = None,
+    line_of: NDArray[np.intp] | None = None,
+    room: Words | None = None,
+) -> tuple[States, Words]:
+    """Return the states, uint32 [min(32, width)], and words, uint16, of `symbols` [rows, width].
 
-    `intervals` uint32 [tables * 256]: start << 16 | frequency of each symbol; every symbol in `index` must have a
-    frequency of 1 to 2^bits - 1.
+    `intervals` uint32: start << 16 | frequency of each symbol of each table. `lines` int32 [lines, width] and `line_of`
+    [rows]: where the tables of a row begin in it; None: `symbols` are themselves places in it. Every symbol must have a
+    frequency of 1 to 2^bits - 1. `room`: memory for the words, of `room_for` entries.
     """
-    states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
-    room = np.empty(index.size * bits // 16 + LANES + 1, np.uint16)  # a symbol takes at most `bits` bits
-    if not index.size:
+    rows, width = symbols.shape
+    states = np.full(min(LANES, width), LOWEST, np.uint32)
+    if room is None:
+        room = np.empty(room_for(symbols.size, bits), np.uint16)
+    if not symbols.size:
         return states, room[:0]
+    if lines is None or line_of is None:
+        lines, line_of = np.zeros((1, width), np.int32), np.zeros(rows, np.intp)
     run = found.encode if (found := vectors(bits)) else _encode
-    begin = run(np.ascontiguousarray(index), intervals, bits, states, room)
+    given = cast("Symbols", np.ascontiguousarray(symbols))
+    begin = run(given, lines, line_of, intervals, bits, states, room)
     return states, room[begin:]
 
 
-def _encode_numpy(index: Index, intervals: NDArray[np.uint32], bits: int, states: States, room: Words) -> int:
+def room_for(symbols: int, bits: int) -> int:
+    """How many words an encoder of so many symbols must have room for: a symbol takes at most `bits` bits."""
+    return symbols * bits // 16 + LANES + 1
+
+
+def _encode_numpy(
+    symbols: Symbols,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    intervals: NDArray[np.uint32],
+    bits: int,
+    states: States,
+    room: Words,
+) -> int:
     """Update `states`, fill `room` from its end and return where the words begin."""
     place, lanes = len(room), len(states)
     x = states.astype(np.uint64)
-    for i in reversed(range(len(index))):
-        found = intervals[index[i]].astype(np.uint64)
+    for i in reversed(range(len(symbols))):
+        found = intervals[symbols[i].astype(np.int64) + lines[line_of[i]]].astype(np.uint64)
         freq, start = found & 0xFFFF, found >> 16
-        for left in reversed(range(0, index.shape[1], lanes)):
+        for left in reversed(range(0, symbols.shape[1], lanes)):
             f, c = freq[left : left + lanes], start[left : left + lanes]
             part = x[: len(f)]
             full = part >= f << (32 - bits)
@@ -83,20 +110,27 @@ def _encode_numpy(index: Index, intervals: NDArray[np.uint32], bits: int, states
 
 
 @jit(twin=_encode_numpy)
-def _encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: States, room: Words) -> int:
+def _encode(
+    symbols: Symbols,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    intervals: NDArray[np.uint32],
+    bits: int,
+    states: States,
+    room: Words,
+) -> int:
     lanes, b, down = states.size, np.uint32(bits), np.uint32(32 - bits)
     place: Any = room.size
     work = np.empty(64, np.uint32)
     intervals_of, x = work[:32], work[32:]
     x[:lanes] = states
-    for back in range(index.shape[0]):
-        row = index[index.shape[0] - 1 - back]
+    for back in range(symbols.shape[0] - 1, -1, -1):
+        row, line = symbols[back], lines[line_of[back]]
         left = (row.size - 1) // lanes * lanes
         size = row.size - left
         while left >= 0:
-            symbols = row[left : left + size]
             for j in range(size):
-                intervals_of[j] = intervals[symbols[j]]
+                intervals_of[j] = intervals[np.uint64(row[left + j]) + np.uint64(line[left + j])]
             for j in range(size - 1, -1, -1):
                 y, u = x[j], np.uint64(place - 1)
                 room[u] = np.uint16(y)  # stays if the state is full, is written over if not: a branch would cost more

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from modelzip_cli.kernels import points, rans
 from modelzip_cli.kernels.jit import jit
 from modelzip_cli.kernels.points import Classes, LowBits
-from modelzip_cli.kernels.rans import Index, Lines, Slots, States, Words
+from modelzip_cli.kernels.rans import Lines, Slots, States, Symbols, Words
 
 AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
 EXPANDS: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]
@@ -178,20 +178,29 @@ decode_groups: Any = intrinsic(_decode_groups)
 
 
 def _encode_groups(
-    typing: Any, index: Any, columns: Any, intervals: Any, bits: Any, states: Any, room: Any, place: Any
+    typing: Any, symbols: Any, columns: Any, intervals: Any, line: Any, bits: Any, states: Any, room: Any, place: Any
 ) -> Any:
-    """Encode groups of 32 columns from `columns`, a multiple of 32, to the left, as long as there is room for sure."""
-    _check(index=(index, 16), intervals=(intervals, 32), states=(states, 32), room=(room, 16))
-    signature = kinds.UniTuple(kinds.int64, 2)(index, kinds.int64, intervals, kinds.int64, states, room, kinds.int64)
+    """Encode groups of 32 columns from `columns`, a multiple of 32, to the left, as long as there is room for sure.
+
+    A state is divided by multiplying with a reciprocal that is slightly too small, which no other step waits for: the
+    quotient is right or one too small.
+    """
+    narrow = 8 if symbols.dtype.bitwidth == 8 else 16
+    _check(symbols=(symbols, narrow), intervals=(intervals, 32), line=(line, 32), states=(states, 32), room=(room, 16))
+    signature = kinds.UniTuple(kinds.int64, 2)(
+        symbols, kinds.int64, intervals, line, kinds.int64, states, room, kinds.int64
+    )
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 4, 5)}
-        symbol, interval, state, word = (arrays[i].data for i in (0, 2, 4, 5))
-        bits = b.trunc(arguments[3], I32)
+        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 3, 5, 6)}
+        symbol, interval, offset, state, word = (arrays[i].data for i in (0, 2, 3, 5, 6))
+        bits = b.trunc(arguments[4], I32)
         v = _Vectors(b)
-        at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[6])
+        at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[7])
         if AVAILABLE:
             shift, down = v.splat(bits), v.splat(b.sub(ir.Constant(I32, 32), bits))
+            total = v.splat(b.shl(ir.Constant(I32, 1), bits))
+            nearly_one = ir.Constant(FLOATS, [1 - 2**-22] * LANES)
             starts = [ir.Constant(I64, LANES * part) for part in range(VECTORS)]
             xs = [lowering.alloca_once_value(b, v.load(state, start, INTS)) for start in starts]
             group = ir.Constant(I64, rans.LANES)
@@ -207,25 +216,23 @@ def _encode_groups(
             b.position_at_end(body)
             column = b.sub(column, group)
             for x_at, start in reversed([*zip(xs, starts, strict=True)]):
-                x = b.load(x_at)
-                found = v.gather(interval, b.zext(v.load(symbol, b.add(column, start), SHORTS), INTS))
+                x, first = b.load(x_at), b.add(column, start)
+                own = b.zext(v.load(symbol, first, BYTES if narrow == 8 else SHORTS), INTS)
+                found = v.gather(interval, b.add(own, v.load(offset, first, INTS)))
                 f, c = b.and_(found, v.splat(0xFFFF)), b.lshr(found, v.splat(16))
-                full = b.icmp_unsigned(">=", x, b.shl(f, down))
+                reciprocal = b.fdiv(nearly_one, b.sitofp(f, FLOATS))
+                full = b.icmp_unsigned(">=", x, b.shl(found, down))
                 mask, count = v.mask_and_count(full)
                 packed = v.shuffled(b.trunc(x, SHORTS), mask, "modelzip_pack", pack=True)
                 v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
                 place = b.sub(place, count)
                 x = b.select(full, b.lshr(x, v.splat(16)), x)
-                # q is below 2^(32 - bits), at most 2^22, where the quotient of floats is off by less than one
-                half = b.sitofp(b.lshr(x, v.splat(1)), FLOATS)
-                guess = b.fdiv(b.fadd(half, half), b.sitofp(f, FLOATS))
-                q = b.fptosi(guess, INTS)
+                # x is below 2^(32 - bits) f, so q below 2^21, and three roundings and the 2^-22 cost less than one
+                q = b.fptosi(b.fmul(b.uitofp(x, FLOATS), reciprocal), INTS)
                 rest = b.sub(x, b.mul(q, f))
-                less = b.ashr(rest, v.splat(31))
-                q, rest = b.add(q, less), b.add(rest, b.and_(f, less))
-                more = b.sext(b.icmp_signed(">=", rest, f), INTS)
-                q, rest = b.sub(q, more), b.sub(rest, b.and_(f, more))
-                b.store(b.add(b.shl(q, shift), b.add(rest, c)), x_at)
+                x = b.add(b.add(rest, c), b.shl(q, shift))
+                more = b.icmp_signed(">=", rest, f)
+                b.store(b.add(x, b.select(more, b.sub(total, f), v.splat(0))), x_at)
             b.store(place, now)
             b.store(column, at)
             b.branch(test)
@@ -241,19 +248,27 @@ encode_groups: Any = intrinsic(_encode_groups)
 
 
 @jit(twin=rans._encode_numpy)
-def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: States, room: Words) -> int:
+def encode(
+    symbols: Symbols,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    intervals: NDArray[np.uint32],
+    bits: int,
+    states: States,
+    room: Words,
+) -> int:
     place, lanes = room.size, states.size
     b, down = np.uint32(bits), np.uint32(32 - bits)
-    for back in range(index.shape[0]):
-        row = index[index.shape[0] - 1 - back]
+    for back in range(symbols.shape[0] - 1, -1, -1):
+        row, line = symbols[back], lines[line_of[back]]
         column = row.size
         while column > 0:
             if lanes == 32 and column % 32 == 0:
-                place, column = encode_groups(row, column, intervals, bits, states, room, place)
+                place, column = encode_groups(row, column, intervals, line, bits, states, room, place)
             if column > 0:
                 left = (column - 1) // lanes * lanes
                 for j in range(column - 1, left - 1, -1):
-                    found = intervals[row[j]]
+                    found = intervals[np.uint64(row[j]) + np.uint64(line[j])]
                     f, c, x = np.uint32(found & np.uint32(0xFFFF)), np.uint32(found >> np.uint32(16)), states[j - left]
                     if x >= np.uint32(f << down):
                         place -= 1

@@ -133,7 +133,7 @@ def codes() -> st.SearchStrategy[Codes]:
         st.integers(1, 140),
         machine=st.booleans(),
         low=st.booleans(),
-        bits=st.sampled_from([10, 11, 12]),
+        bits=st.sampled_from([11, 12]),
     )
 
 
@@ -153,22 +153,28 @@ def words_of(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     index, escapes, low = indices(found)
     states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
     room = np.empty(index.size + LANES + 1, np.uint16)
-    begin = all_kernels()["rans._encode"].twin(index, found.intervals, found.bits, states, room)
+    begin = all_kernels()["rans._encode"].twin(*placed(index), found.intervals, found.bits, states, room)
     return index, states, room[begin:].copy(), escapes, low
+
+
+def placed(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bytes of an index, where the tables of rows begin, and which of these a row has."""
+    lines, line_of = np.unique((index >> 8).astype(np.int32) << 8, axis=0, return_inverse=True)
+    return (index & 255).astype(np.uint8), lines, line_of.reshape(-1)
 
 
 def encoding(found: Codes) -> Arguments:
     """Arguments of the encoder."""
     index = indices(found)[0]
     states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
-    return index, found.intervals, found.bits, states, np.zeros(index.size + LANES + 1, np.uint16)
+    return *placed(index), found.intervals, found.bits, states, np.zeros(index.size + LANES + 1, np.uint16)
 
 
 def decoding(found: Codes) -> Arguments:
     """Arguments of the decoder of symbols."""
     index, states, words, _, _ = words_of(found)
     lines, line_of = np.unique(found.offsets(index), axis=0, return_inverse=True)
-    return words, states, found.slots, lines, line_of, found.bits, np.zeros(index.shape, np.uint8)
+    return words, states, found.slots, lines, line_of.reshape(-1), found.bits, np.zeros(index.shape, np.uint8)
 
 
 def indexing(found: Codes) -> Arguments:
@@ -242,7 +248,7 @@ Results = Callable[[Any, Arguments], Arguments]
 
 RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what must agree
     "sums.energies": lambda rows, given: (rows, given[1]),
-    "rans._encode": lambda begin, given: (begin, given[3], given[4][begin:]),
+    "rans._encode": lambda begin, given: (begin, given[5], given[6][begin:]),
     "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[6])),
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
