@@ -113,8 +113,11 @@ def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
         raise Damaged("its mode is unknown")
     name, unit = PARTS.get(dtype.id, (dtype.id, dtype.unit))
     parts = dtype.unit_bytes // int(unit[-1])
-    planes = _Reader(stream, 1).planes(n * parts, columns * parts, int(unit[-1]))
-    return _merge(planes, name, unit).view(dtype.unit)
+    reader, count = _Reader(stream, 1), int(unit[-1])
+    units = reader.units(n * parts, columns * parts, count, name, unit)
+    if reader.place != len(stream):
+        raise Damaged("it goes on where it should end")
+    return units.view(dtype.unit)
 
 
 @lru_cache(1024)
@@ -371,22 +374,31 @@ class _Reader:
     def byte(self) -> int:
         return int(self.take(1)[0])
 
-    def planes(self, n: int, columns: int, count: int) -> list[Bytes]:
-        """Read all planes, each uint8 [n]."""
+    def units(self, n: int, columns: int, count: int, name: str, unit: str) -> Bits:
+        """Read all `count` planes and merge them to units [n]."""
         other = self.byte()
-        planes = [self.plane(n, columns, use="plane 0")]
-        kept = int(np.count_nonzero(planes[0])) if other else n
-        planes += [self.plane(kept, columns, use=f"plane {place}") for place in range(1, count)]
+        first = self.coded(n, columns)
+        if isinstance(first, _Coded):
+            if not other and name in ("bf16", "f16") and self.stream[self.place : self.place + 1] == [PLAIN]:
+                self.place += 1
+                return first.units16(self.take(n))
+            first = first.symbols(SCRATCH.take("plane 0", first.shape, np.uint8))
+        kept = int(np.count_nonzero(first)) if other else n
+        rest = [self.plane(kept, columns, use=f"plane {place}") for place in range(1, count)]
         if other:
-            symbols, *rest = planes
-            planes = [np.where(symbols == other, np.uint8(0), symbols)]
-            planes += [kernels.with_zeros(symbols, plane) for plane in rest]
-        if self.place != len(self.stream):
-            raise Damaged("it goes on where it should end")
-        return planes
+            rest = [kernels.with_zeros(first, plane) for plane in rest]
+            first = np.where(first == other, np.uint8(0), first)
+        return _merge([first, *rest], name, unit)
 
     def plane(self, size: int, columns: int, use: str = "") -> Bytes:
         """Read a plane, uint8 [size], into the scratch memory for `use`; without one, it may have no classes."""
+        found = self.coded(size, columns, with_classes=use != "")
+        if isinstance(found, _Coded):
+            return found.symbols(SCRATCH.take(use, found.shape, np.uint8) if use else np.empty(found.shape, np.uint8))
+        return found
+
+    def coded(self, size: int, columns: int, with_classes: bool = True) -> Bytes | _Coded:
+        """Read a plane, uint8 [size], or what is to be decoded before the next one is read."""
         kind = self.byte()
         if kind == PLAIN:
             return self.take(size)
@@ -395,17 +407,17 @@ class _Reader:
         if kind == CONSTANT:
             return np.full(size, self.byte(), np.uint8)
         if kind == CODED:
-            return self._coded(size, flat_width(size), 1, use, None)
-        if kind != CLASSED or not use:
+            return self._coded(size, flat_width(size), 1, None)
+        if kind != CLASSED or not with_classes:
             raise Damaged("a plane is of an unknown kind")
         tables, low, shift = (int(number) for number in self.take(3))
         if not 0 < tables <= MOST_TABLES or shift > MOST_SHIFT:
             raise Damaged("it has too many tables")
         width = matrix_width(size, columns)
         row_class, column_class = self.plane(-(-size // width), 0), self.plane(width, 0)
-        return self._coded(size, width, tables, use, (row_class, column_class, shift, low))
+        return self._coded(size, width, tables, (row_class, column_class, shift, low))
 
-    def _coded(self, size: int, width: int, tables: int, use: str, grouping: Grouping | None) -> Bytes:
+    def _coded(self, size: int, width: int, tables: int, grouping: Grouping | None) -> _Coded:
         """Read tables and a stream: rows of `width`, and what they hold."""
         frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
         self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
@@ -419,16 +431,41 @@ class _Reader:
         words.view(np.uint8)[:] = stored
         if (states < rans.LOWEST).any():
             raise Damaged("a state of the coder is out of range")
-        slots = kernels.slots(frequencies)
-        rows = -(-size // width)
-        found = SCRATCH.take(use, (rows, width), np.uint8) if use else np.empty((rows, width), np.uint8)
-        lines, line_of = _lines(tables, rows, width, BITS, grouping)
-        _, taken = rans.decode_symbols(words, states, slots, lines, BITS, line_of, found)
+        lines, line_of = _lines(tables, -(-size // width), width, BITS, grouping)
+        return _Coded(size, (words, states, kernels.slots(frequencies), lines, BITS, line_of))
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A plane of `size` bytes that is to be decoded before the next one is read: they share scratch memory."""
+
+    size: int
+    stream: tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32], int, NDArray[np.intp]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.stream[5]), self.stream[3].shape[1]
+
+    def symbols(self, found: Bytes) -> Bytes:
+        """The plane, decoded into `found`, uint8 of `shape`."""
+        _, taken = rans.decode_symbols(*self.stream, found)
+        self._check(taken)
+        plane = found.reshape(-1)
+        if (plane[self.size :] != plane[self.size - 1]).any():
+            raise Damaged("it goes on where it should end")
+        return plane[: self.size]
+
+    def units16(self, second: Bytes) -> Bits:
+        """The units of 16 bits whose first plane this is."""
+        units, taken = rans.decode_units16(*self.stream, second)
+        if units is None:
+            return kernels.merge16(self.symbols(SCRATCH.take("plane 0", self.shape, np.uint8)), second)
+        self._check(taken)
+        return units
+
+    def _check(self, taken: int) -> None:
         if taken < 0:
             raise Damaged("it ends too soon")
-        if taken != count or (states != rans.LOWEST).any():
+        words, states = self.stream[:2]
+        if taken != len(words) or (states != rans.LOWEST).any():
             raise Damaged("the coder does not end where it began")
-        plane = found.reshape(-1)
-        if (plane[size:] != plane[size - 1]).any():
-            raise Damaged("it goes on where it should end")
-        return plane[:size]

@@ -28,6 +28,7 @@ LANES = 32
 LOWEST = 1 << 16  # of a state
 SYMBOLS = 256
 
+Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 States = NDArray[np.uint32]
 Index = NDArray[np.uint16]  # table * 256 + symbol
@@ -250,3 +251,39 @@ def _decode_symbols(
                     x[j] = y
     states[:] = x
     return int(place)
+
+
+def decode_units16(
+    words: Words, states: States, slots: Slots, lines: Lines, bits: int, line_of: NDArray[np.intp], second: Bytes
+) -> tuple[Words | None, int]:
+    """Decode the first bytes of words of 16 bits and merge them with the `second` ones, uint8 [n], while they are at
+    hand (`planes.merge16`): uint16 [n], and how many words of the stream were taken.
+
+    -1: the stream is damaged, or what fills up the last row differs from the symbol before. None: this CPU, or this
+    run, has no such kernel.
+    """
+    if not (found := vectors(bits)):
+        return None, 0
+    units = np.empty(len(second), np.uint16)
+    taken = found.decode_units16(words, states, slots, np.ascontiguousarray(lines), line_of, bits, second, units)
+    return units, taken
+
+
+def _decode_units16_numpy(
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    second: Bytes,
+    units: Words,
+) -> int:
+    """Fill `units`."""
+    symbols = np.empty((len(line_of), lines.shape[1]), np.uint8)
+    taken = _decode_symbols_numpy(words, states, slots, lines, line_of, bits, symbols)
+    first, low = symbols.reshape(-1), second.astype(np.uint16)
+    if taken < 0 or (first[len(second) :] != first[len(second) - 1]).any():
+        return -1
+    units[:] = (low & 0x80) << 8 | first[: len(second)].astype(np.uint16) << 7 | low & 0x7F
+    return taken

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from modelzip_cli.kernels import points, rans
 from modelzip_cli.kernels.jit import jit
 from modelzip_cli.kernels.points import Classes, LowBits
-from modelzip_cli.kernels.rans import Lines, Slots, States, Symbols, Words
+from modelzip_cli.kernels.rans import Bytes, Lines, Slots, States, Symbols, Words
 
 AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
 EXPANDS: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]
@@ -307,6 +307,50 @@ def decode_symbols(
                 y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
                 place += 1
             x[lane] = y
+    states[:] = x
+    return int(place)
+
+
+@jit(twin=rans._decode_units16_numpy)
+def decode_units16(
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    second: Bytes,
+    units: Words,
+) -> int:
+    u16, high, low = np.uint16, np.uint16(0x80), np.uint16(0x7F)
+    lanes, width, b, mask = states.size, lines.shape[1], np.uint32(bits), np.uint32((1 << bits) - 1)
+    x, row = states.copy(), np.empty(width, np.uint8)
+    place: Any = 0
+    for i in range(line_of.size):
+        offset, done = lines[line_of[i]], 0
+        if lanes == 32:
+            place, done = decode_groups(words, place, x, slots, offset, bits, row)
+        for j in range(done, width):
+            lane = j % lanes
+            y = x[lane]
+            found = slots[np.uint64(offset[j]) + np.uint64(y & mask)]
+            row[j] = np.uint8(found)
+            y = np.uint32((found >> np.uint32(20)) * (y >> b) + (found >> np.uint32(8) & np.uint32(4095)))
+            if y < np.uint32(65536):
+                if place >= words.size:
+                    return -1
+                y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
+                place += 1
+            x[lane] = y
+        begin = i * width
+        size = min(width, units.size - begin)
+        for j in range(size):
+            rest = u16(second[begin + j])
+            sign = u16(u16(rest & high) << u16(8))
+            units[begin + j] = u16(u16(sign | u16(u16(row[j]) << u16(7))) | u16(rest & low))
+        for j in range(size, width):
+            if row[j] != row[size - 1]:
+                return -1
     states[:] = x
     return int(place)
 

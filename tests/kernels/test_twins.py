@@ -177,6 +177,14 @@ def decoding(found: Codes) -> Arguments:
     return words, states, found.slots, lines, line_of.reshape(-1), found.bits, np.zeros(index.shape, np.uint8)
 
 
+def merging(found: Codes) -> Arguments:
+    """Arguments of the decoder of units; the last row may be filled up with what is another symbol."""
+    *stream, symbols = decoding(found)
+    size = max(symbols.size - min(len(found.rows), symbols.shape[1] - 1), 1)
+    second = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8)
+    return *stream, second, np.zeros(size, np.uint16)
+
+
 def indexing(found: Codes) -> Arguments:
     """Arguments of the pass before the coder, with room for half of the escapes."""
     index, escapes, low = (np.zeros_like(part) for part in indices(found))
@@ -257,6 +265,7 @@ RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what mu
     "trellis._grid_points": lambda nothing, given: (given[4],),
 }
 RESULTS |= {f"vector.{name}": RESULTS[f"rans._{name}"] for name in ("encode", "decode_symbols")}
+RESULTS |= {"vector.decode_units16": lambda taken, given: decoded(taken, (given[1], given[7]))}
 RESULTS |= {"vector.decode_points": RESULTS["points._decode_points"]}
 
 ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
@@ -287,6 +296,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "points._decode_points": codes().map(point_decoding),
     "vector.encode": codes().map(encoding),
     "vector.decode_symbols": codes().map(decoding),
+    "vector.decode_units16": codes().map(merging),
     "vector.decode_points": codes().map(point_decoding),
     "trellis._far": hnp.arrays(np.float32, st.integers(0, 9000), elements=st.floats(-4, 4, width=32)).map(
         lambda weights: (weights, np.float32(3))
