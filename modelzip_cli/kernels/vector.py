@@ -23,7 +23,7 @@ from modelzip_cli.kernels.points import Classes, LowBits
 from modelzip_cli.kernels.rans import Bytes, Lines, Slots, States, Symbols, Words
 
 AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
-EXPANDS: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]
+WIDE: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]  # has 16 lanes, and more for 8
 
 lowering: Any = cgutils  # without annotations of their own
 kinds: Any = types
@@ -75,6 +75,13 @@ class _Vectors:
     def gather(self, base: Any, at: Any) -> Any:
         """The 32-bit entries `at`."""
         pointer = I8.as_pointer()
+        if at.type != INTS:
+            truths = ir.VectorType(ir.IntType(1), at.type.count)
+            kind = ir.FunctionType(at.type, [at.type, pointer, at.type, truths, I32])
+            call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx512.mask.gather.dpi.512")
+            start = self.builder.bitcast(base, pointer)
+            every = ir.Constant(truths, [1] * truths.count)
+            return self.builder.call(call, [self.splat(0, at.type), start, at, every, ir.Constant(I32, 4)])
         kind = ir.FunctionType(INTS, [INTS, pointer, INTS, INTS, I8])
         call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx2.gather.d.d.256")
         start = self.builder.bitcast(base, pointer)
@@ -95,9 +102,17 @@ class _Vectors:
         )
         return self.builder.bitcast(self.builder.call(call, [self.builder.bitcast(words, SHUFFLE), control]), SHORTS)
 
+    def parts(self, *vectors: Any) -> list[Any]:
+        """Eight lanes at a time of vectors, as tuples."""
+        found = []
+        for first in range(0, vectors[0].type.count, LANES):
+            lanes = ir.Constant(ir.VectorType(I32, LANES), [*range(first, first + LANES)])
+            found.append(tuple(self.builder.shuffle_vector(each, each, lanes) for each in vectors))
+        return found
+
     def spread(self, words: Any, chosen: Any, mask: Any) -> Any:
         """The first of eight words as 32-bit lanes where `chosen` is true, 0 elsewhere."""
-        if not EXPANDS:
+        if not WIDE:
             return self.builder.zext(self.shuffled(words, mask, "modelzip_spread", pack=False), INTS)
         kind = ir.FunctionType(INTS, [INTS, INTS, chosen.type])
         call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx512.mask.expand.v8i32")
@@ -198,11 +213,13 @@ def _encode_groups(
         v = _Vectors(b)
         at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[7])
         if AVAILABLE:
-            shift, down = v.splat(bits), v.splat(b.sub(ir.Constant(I32, 32), bits))
-            total = v.splat(b.shl(ir.Constant(I32, 1), bits))
-            nearly_one = ir.Constant(FLOATS, [1 - 2**-22] * LANES)
-            starts = [ir.Constant(I64, LANES * part) for part in range(VECTORS)]
-            xs = [lowering.alloca_once_value(b, v.load(state, start, INTS)) for start in starts]
+            wide = 2 * LANES if WIDE else LANES
+            ints, floats = ir.VectorType(I32, wide), ir.VectorType(ir.FloatType(), wide)
+            shift, down = v.splat(bits, ints), v.splat(b.sub(ir.Constant(I32, 32), bits), ints)
+            total = v.splat(b.shl(ir.Constant(I32, 1), bits), ints)
+            nearly_one = ir.Constant(floats, [1 - 2**-22] * wide)
+            starts = [ir.Constant(I64, first) for first in range(0, rans.LANES, wide)]
+            xs = [lowering.alloca_once_value(b, v.load(state, start, ints)) for start in starts]
             group = ir.Constant(I64, rans.LANES)
             test, body, end = (b.append_basic_block(name) for name in ("test", "body", "end"))
             b.branch(test)
@@ -217,22 +234,23 @@ def _encode_groups(
             column = b.sub(column, group)
             for x_at, start in reversed([*zip(xs, starts, strict=True)]):
                 x, first = b.load(x_at), b.add(column, start)
-                own = b.zext(v.load(symbol, first, BYTES if narrow == 8 else SHORTS), INTS)
-                found = v.gather(interval, b.add(own, v.load(offset, first, INTS)))
-                f, c = b.and_(found, v.splat(0xFFFF)), b.lshr(found, v.splat(16))
-                reciprocal = b.fdiv(nearly_one, b.sitofp(f, FLOATS))
+                own = b.zext(v.load(symbol, first, ir.VectorType(ir.IntType(narrow), wide)), ints)
+                found = v.gather(interval, b.add(own, v.load(offset, first, ints)))
+                f, c = b.and_(found, v.splat(0xFFFF, ints)), b.lshr(found, v.splat(16, ints))
+                reciprocal = b.fdiv(nearly_one, b.sitofp(f, floats))
                 full = b.icmp_unsigned(">=", x, b.shl(found, down))
-                mask, count = v.mask_and_count(full)
-                packed = v.shuffled(b.trunc(x, SHORTS), mask, "modelzip_pack", pack=True)
-                v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
-                place = b.sub(place, count)
-                x = b.select(full, b.lshr(x, v.splat(16)), x)
+                for part in reversed(v.parts(b.trunc(x, ir.VectorType(I16, wide)), full)):
+                    mask, count = v.mask_and_count(part[1])
+                    packed = v.shuffled(part[0], mask, "modelzip_pack", pack=True)
+                    v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
+                    place = b.sub(place, count)
+                x = b.select(full, b.lshr(x, v.splat(16, ints)), x)
                 # x is below 2^(32 - bits) f, so q below 2^21, and three roundings and the 2^-22 cost less than one
-                q = b.fptosi(b.fmul(b.uitofp(x, FLOATS), reciprocal), INTS)
+                q = b.fptosi(b.fmul(b.uitofp(x, floats), reciprocal), ints)
                 rest = b.sub(x, b.mul(q, f))
                 x = b.add(b.add(rest, c), b.shl(q, shift))
                 more = b.icmp_signed(">=", rest, f)
-                b.store(b.add(x, b.select(more, b.sub(total, f), v.splat(0))), x_at)
+                b.store(b.add(x, b.select(more, b.sub(total, f), v.splat(0, ints))), x_at)
             b.store(place, now)
             b.store(column, at)
             b.branch(test)
