@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     Counts = NDArray[np.int64]
     Classes = tuple[Bytes, Bytes]  # of rows, of columns
     Grouping = tuple[Bytes, Bytes, int, int]  # classes of rows and of columns, `shift` and `low`
+    Survey = tuple[Counts, Counts, int]  # sums of rows and of columns, the smallest byte
     Parts = list[bytes | bytearray | NDArray[np.uint8]]
 
 SYMBOL_BITS = 8
@@ -93,7 +94,7 @@ def pack(bits: Bits, dtype: DType, columns: int) -> Bytes:
         units, columns = units.view(unit), 2 * columns
     parts: Parts = [bytes([RAW]), raw]
     if len(units):
-        planes = _pack_planes(_split(units, name), columns, OCTAVE.get(name, 0))
+        planes = _pack_planes(*_split(units, name, columns), columns, OCTAVE.get(name, 0))
         packed: Parts = [bytes([PLANES]), *(part for plane in planes for part in plane)]
         if sum(map(len, packed)) <= len(raw):
             parts = packed
@@ -156,16 +157,19 @@ class _Scratch(local):
 SCRATCH = _Scratch()
 
 
-def _split(units: Bits, name: str) -> Bytes:
-    """The planes, uint8 [bytes of a unit, n]."""
+def _split(units: Bits, name: str, columns: int) -> tuple[Bytes, Survey | None]:
+    """The planes, uint8 [bytes of a unit, n], and what is known of the first one without looking at it again."""
     planes: Bytes = SCRATCH.take("planes", (units.itemsize, len(units)), np.uint8)
+    width = matrix_width(len(units), columns)
+    if name in ("bf16", "f16") and len(units) >= LEAST and len(units) % width == 0:
+        return planes, kernels.survey16(units, width, planes)
     if name in ("bf16", "f16"):
         kernels.split16(units, planes)
     elif name == "f32":
         kernels.split32(units, planes)
     else:
         planes[:] = np.ascontiguousarray(_word(units, name)).view(np.uint8).reshape(len(units), -1).T[::-1]
-    return planes
+    return planes, None
 
 
 def _merge(planes: list[Bytes], name: str, unit: str) -> Bits:
@@ -212,22 +216,25 @@ def _lines(
 # Encoding
 
 
-def _pack_planes(planes: Bytes, columns: int, octave: int) -> list[Parts]:
-    other = _symbol_for_others(planes)
+def _pack_planes(planes: Bytes, survey: Survey | None, columns: int, octave: int) -> list[Parts]:
+    other = _symbol_for_others(planes, survey)
     rest = list(planes[1:])
     symbols = planes[0]
     if other:
+        survey = None
         symbols = np.where((symbols == 0) & (planes != 0).any(axis=0), np.uint8(other), symbols)
         rest = [kernels.without_zeros(symbols, plane) for plane in rest]
-    scales = _scale_classes(symbols, columns, octave) if octave else None
+    scales = _scale_classes(symbols, columns, octave, survey) if octave else None
     parts: list[Parts] = [[bytes([other])], _pack_plane(symbols, columns, scales)]
     return parts + [_pack_mantissas(plane, columns) for plane in rest]
 
 
-def _symbol_for_others(planes: Bytes) -> int:
+def _symbol_for_others(planes: Bytes, survey: Survey | None) -> int:
     """The symbol for words that are not 0 while their first byte is; 0: zeros are not worth a symbol of their own."""
     size = planes.shape[1]
-    if len(planes) == 1 or planes[0].min() > 0 or (size - np.count_nonzero(planes.any(axis=0))) * ZEROS < size:
+    if len(planes) == 1 or (survey[2] if survey else planes[0].min()) > 0:
+        return 0
+    if (size - np.count_nonzero(planes.any(axis=0))) * ZEROS < size:
         return 0
     (free,) = np.nonzero(kernels.count(planes[0])[1:] == 0)
     return int(free[-1]) + 1 if len(free) else 0
@@ -328,15 +335,15 @@ def _matrix(plane: Bytes, columns: int) -> Bytes | None:
     return None if len(plane) < LEAST or width < LEAST_COLUMNS else _filled(plane, width)
 
 
-def _scale_classes(plane: Bytes, columns: int, octave: int) -> Classes | None:
+def _scale_classes(plane: Bytes, columns: int, octave: int, survey: Survey | None = None) -> Classes | None:
     """Classes of rows and columns by their mean exponent."""
     table = _matrix(plane, columns)
     if table is None:
         return None
     rows, width = table.shape
-    sums = kernels.sums(table)
+    sums = survey[:2] if survey else kernels.sums(table)
     used = (np.full(rows, width), np.full(width, rows))
-    if table.min() == 0:
+    if (survey[2] if survey else table.min()) == 0:
         used = kernels.sums((table != 0).view(np.uint8))
     by_row, row_class = kernels.levels(sums[0], used[0], octave, width, MOST_CLASSES)
     by_column, column_class = kernels.levels(sums[1], used[1], octave, rows, MOST_CLASSES)

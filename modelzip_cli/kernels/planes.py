@@ -115,6 +115,43 @@ def sums(plane: Bytes) -> tuple[Counts, Counts]:
     return along_rows, along_columns
 
 
+def _survey16_numpy(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    """`split16` and `sums` of the first plane as rows of `width`, which fit, and its smallest byte."""
+    _split16_numpy(bits, planes)
+    return *_sums_numpy(planes[0].reshape(-1, width)), int(planes[0].min())
+
+
+@jit(twin=_survey16_numpy)
+def survey16(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    rows = bits.size // width
+    first, second = planes[0], planes[1]
+    along_rows, along_columns = np.zeros(rows, np.int64), np.zeros(width, np.int64)
+    part = np.zeros(width, np.uint16)  # of at most 256 rows or columns: 16 bits hold it, and make 16 lanes
+    least = np.uint8(255)
+    for r in range(rows):
+        begin = r * width
+        for i in range(width):
+            x = bits[begin + i]
+            first[begin + i] = np.uint8(x >> np.uint16(7))
+            second[begin + i] = np.uint8((x >> np.uint16(8)) & np.uint16(0x80) | x & np.uint16(0x7F))
+        row = first[begin : begin + width]
+        for left in range(0, width, 256):
+            piece = row[left : left + 256]
+            total = np.uint16(0)
+            for i in range(piece.size):
+                total = np.uint16(total + np.uint16(piece[i]))
+            along_rows[r] += np.int64(total)
+        for i in range(width):
+            part[i] = np.uint16(part[i] + np.uint16(row[i]))
+        for i in range(width):
+            least = min(least, row[i])
+        if r % 256 == 255 or r == rows - 1:
+            for i in range(width):
+                along_columns[i] += np.int64(part[i])
+            part[:] = np.uint16(0)
+    return along_rows, along_columns, int(least)
+
+
 def _zeros_numpy(plane: Bytes) -> Counts:
     """How many bytes of each row of `plane` [rows, width] are 0, int64 [rows]."""
     return np.asarray(np.count_nonzero(plane == 0, axis=1), np.int64)

@@ -42,6 +42,18 @@ def test_units_of_16_bits_are_split_and_merged(bits):
     assert np.array_equal(merged, bits)
 
 
+@given(hnp.arrays(np.uint16, shapes(min_side=1)))
+def test_units_of_16_bits_are_split_and_surveyed(bits):
+    halves = np.empty((2, bits.size), np.uint8)
+    (rows, columns, least), halves = same(planes.survey16, bits.reshape(-1), bits.shape[1], halves, fills=[2])
+    assert np.array_equal(halves[0], bits.reshape(-1) >> 7 & 255)
+    assert (rows.sum(), least) == (columns.sum(), halves[0].min())
+
+
+def test_a_survey_does_not_overflow():
+    same(planes.survey16, np.full(700 * 600, 0x7FFF, np.uint16), 600, np.empty((2, 700 * 600), np.uint8), fills=[2])
+
+
 @given(hnp.arrays(np.uint32, st.integers(0, 300)))
 def test_units_of_32_bits_are_split_and_merged(bits):
     _, parts = same(planes.split32, bits, np.empty((4, len(bits)), np.uint8), fills=[1])
