@@ -18,7 +18,6 @@ Bytes = NDArray[np.uint8]
 Bits16 = NDArray[np.uint16]
 Bits32 = NDArray[np.uint32]
 Counts = NDArray[np.int64]
-Index = NDArray[np.uint16]
 
 
 def _split16_numpy(bits: Bits16, planes: Bytes) -> None:
@@ -116,6 +115,43 @@ def sums(plane: Bytes) -> tuple[Counts, Counts]:
     return along_rows, along_columns
 
 
+def _survey16_numpy(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    """`split16` and `sums` of the first plane as rows of `width`, which fit, and its smallest byte."""
+    _split16_numpy(bits, planes)
+    return *_sums_numpy(planes[0].reshape(-1, width)), int(planes[0].min())
+
+
+@jit(twin=_survey16_numpy)
+def survey16(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    rows = bits.size // width
+    first, second = planes[0], planes[1]
+    along_rows, along_columns = np.zeros(rows, np.int64), np.zeros(width, np.int64)
+    part = np.zeros(width, np.uint16)  # of at most 256 rows or columns: 16 bits hold it, and make 16 lanes
+    least = np.uint8(255)
+    for r in range(rows):
+        begin = r * width
+        for i in range(width):
+            x = bits[begin + i]
+            first[begin + i] = np.uint8(x >> np.uint16(7))
+            second[begin + i] = np.uint8((x >> np.uint16(8)) & np.uint16(0x80) | x & np.uint16(0x7F))
+        row = first[begin : begin + width]
+        for left in range(0, width, 256):
+            piece = row[left : left + 256]
+            total = np.uint16(0)
+            for i in range(piece.size):
+                total = np.uint16(total + np.uint16(piece[i]))
+            along_rows[r] += np.int64(total)
+        for i in range(width):
+            part[i] = np.uint16(part[i] + np.uint16(row[i]))
+        for i in range(width):
+            least = min(least, row[i])
+        if r % 256 == 255 or r == rows - 1:
+            for i in range(width):
+                along_columns[i] += np.int64(part[i])
+            part[:] = np.uint16(0)
+    return along_rows, along_columns, int(least)
+
+
 def _zeros_numpy(plane: Bytes) -> Counts:
     """How many bytes of each row of `plane` [rows, width] are 0, int64 [rows]."""
     return np.asarray(np.count_nonzero(plane == 0, axis=1), np.int64)
@@ -192,53 +228,115 @@ def _count_numpy(symbols: Bytes) -> Counts:
 
 @jit(twin=_count_numpy)
 def count(symbols: Bytes) -> Counts:
-    even, odd = np.zeros(256, np.int64), np.zeros(256, np.int64)  # two: the same byte twice in a row would wait
-    for i in range(symbols.size // 2):
-        even[symbols[2 * i]] += 1
-        odd[symbols[2 * i + 1]] += 1
-    if symbols.size % 2:
-        even[symbols[symbols.size - 1]] += 1
-    return even + odd
+    counts = np.zeros(256, np.int64)
+    size = 0
+    if symbols.size >= 1 << 17:  # by pairs, each as one number: half as many, and seldom the same one twice in a row
+        size = symbols.size // 2 * 2
+        pairs = symbols[:size].view(np.uint16)
+        found = np.zeros((256, 256), np.int32)
+        flat = found.reshape(65536)
+        for i in range(pairs.size):
+            flat[pairs[i]] += np.int32(1)
+        for s in range(256):
+            row = found[s]
+            total = np.int32(0)
+            for k in range(256):
+                total += row[k]
+            counts[s] += np.int64(total)
+            for k in range(256):
+                counts[k] += np.int64(row[k])
+    for i in range(size, symbols.size):
+        counts[symbols[i]] += 1
+    return counts
 
 
-def _tally_numpy(plane: Bytes, row_class: Bytes, column_class: Bytes, index: Index, contexts: int) -> Counts:
-    """Fill `index` uint16 [rows, width] with (row class + column class) * 256 + byte; how often each comes up, int64
-    [contexts, 256]."""
-    index[:] = (row_class.astype(np.uint16)[:, None] + column_class.astype(np.uint16)) << np.uint16(8) | plane
+def _tally_numpy(plane: Bytes, row_class: Bytes, column_class: Bytes, contexts: int) -> Counts:
+    """How often each byte of `plane` [rows, width] comes up under each context, row class + column class: int64
+    [contexts, 256]. At most 64 contexts."""
+    index = (row_class.astype(np.uint16)[:, None] + column_class.astype(np.uint16)) << np.uint16(8) | plane
     return np.bincount(index.reshape(-1), minlength=contexts * SYMBOLS).astype(np.int64).reshape(-1, SYMBOLS)
 
 
 @jit(twin=_tally_numpy)
-def tally(plane: Bytes, row_class: Bytes, column_class: Bytes, index: Index, contexts: int) -> Counts:
-    counts = np.zeros(contexts * 256, np.int32)
-    high = np.empty(plane.shape[1], np.uint16)
-    for j in range(high.size):
-        high[j] = np.uint16(column_class[j]) << np.uint16(8)
-    for r in range(plane.shape[0]):
-        row, out = plane[r], index[r]
-        base = np.uint16(np.uint16(row_class[r]) << np.uint16(8))
-        for j in range(row.size):
-            out[j] = np.uint16(base + high[j] + np.uint16(row[j]))
-        for j in range(row.size):
-            counts[out[j]] += np.int32(1)
-    return counts.astype(np.int64).reshape(contexts, 256)
+def tally(plane: Bytes, row_class: Bytes, column_class: Bytes, contexts: int) -> Counts:
+    # Two rows of one class at a time, whose bytes, where they lie in a window of 32, are counted as one number: half as
+    # many, and seldom the same one twice in a row
+    rows, width = plane.shape
+    counts, pairs = np.zeros((contexts, 256), np.int32), np.zeros((contexts, 32, 32), np.int32)
+    counts_of, pairs_of = counts.reshape(contexts * 256), pairs.reshape(contexts * 1024)
+    sample = np.zeros(257, np.int64)
+    flat = plane.reshape(rows * width)
+    for i in range(0, flat.size, 251):
+        sample[np.int64(flat[i]) + 1] += 1
+    for i in range(256):
+        sample[i + 1] += sample[i]
+    low, last = 0, 0  # the first and the last window that have most: take the one between
+    for i in range(225):
+        more = sample[i + 32] - sample[i] - sample[low + 32] + sample[low]
+        low = i if more > 0 else low
+        last = i if more >= 0 else last
+    low = (low + last) // 2
+    u8, u16, five, ten, least = np.uint8, np.uint16, np.uint16(5), np.uint16(10), np.uint8(low)
+    waiting = np.full(256, -1, np.int64)  # a row of each class that has no second one yet
+    base, found = np.empty(width, np.uint16), np.empty(width, np.uint16)
+    for j in range(width):
+        base[j] = u16(u16(column_class[j]) << ten)
+    for r in range(rows):
+        number = row_class[r]
+        other = waiting[number]
+        waiting[number] = r if other < 0 else -1
+        if other < 0:
+            continue
+        one, two, context = plane[other], plane[r], u16(u16(number) << ten)
+        outside = u8(0)
+        for j in range(width):
+            first, second = u8(one[j] - least), u8(two[j] - least)
+            outside = u8(outside | u8(first | second))
+            found[j] = u16(u16(base[j] + context) + u16(u16(u16(first) << five) + u16(second)))
+        if outside < u8(32):
+            for j in range(width):
+                pairs_of[found[j]] += np.int32(1)
+        else:
+            for j in range(width):
+                begin = np.int64(number) + np.int64(column_class[j]) << 8
+                counts_of[begin + np.int64(one[j])] += np.int32(1)
+                counts_of[begin + np.int64(two[j])] += np.int32(1)
+    for number in range(256):
+        if waiting[number] >= 0:
+            row = plane[waiting[number]]
+            for j in range(width):
+                counts_of[(np.int64(number) + np.int64(column_class[j]) << 8) + np.int64(row[j])] += np.int32(1)
+    for c in range(contexts):
+        out = counts[c, low : low + 32]
+        for k in range(32):
+            line = pairs[c, k]
+            total = np.int32(0)
+            for i in range(32):
+                total += line[i]
+            if total:
+                out[k] += total
+                for i in range(32):
+                    out[i] += line[i]
+    return counts.astype(np.int64)
 
 
 def _places_numpy(
-    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]
+    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, bits: int, found: NDArray[np.int32]
 ) -> None:
     """Fill `found` int32 [rows, width] with where the table of each byte begins:
-    clip((row class + column class >> shift) - low, 0, tables - 1) * 2^11."""
+    clip((row class + column class >> shift) - low, 0, tables - 1) * 2^bits."""
     context = row_class[:, None] + column_class
-    found[:] = np.clip((context >> shift) - low, 0, tables - 1) << 11
+    found[:] = np.clip((context >> shift) - low, 0, tables - 1) << bits
 
 
 @jit(twin=_places_numpy)
-def places(row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]) -> None:
+def places(
+    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, bits: int, found: NDArray[np.int32]
+) -> None:
     for r in range(row_class.size):
         out, base = found[r], row_class[r]
         for j in range(out.size):
-            out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << 11
+            out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << bits
 
 
 def _grouped_numpy(counts: Counts, shift: int, few: int) -> tuple[int, Counts]:
@@ -374,6 +472,25 @@ def slots(frequencies: Counts) -> NDArray[np.uint32]:
             for k in range(part.size):
                 part[k] = np.uint32(entry + (np.uint32(k) << np.uint32(8)))
             begin += row[s]
+    return found
+
+
+def _intervals_numpy(frequencies: Counts) -> NDArray[np.uint32]:
+    """What the encoder looks up: start << 16 | frequency of each symbol, one table after the other."""
+    starts = np.cumsum(frequencies, axis=1) - frequencies
+    return (starts << 16 | frequencies).astype(np.uint32).reshape(-1)
+
+
+@jit(twin=_intervals_numpy)
+def intervals(frequencies: Counts) -> NDArray[np.uint32]:
+    found = np.empty(frequencies.size, np.uint32)
+    for t in range(frequencies.shape[0]):
+        row = frequencies[t]
+        start = np.uint32(0)
+        for s in range(256):
+            frequency = np.uint32(row[s])
+            found[256 * t + s] = np.uint32(start << np.uint32(16)) | frequency
+            start = np.uint32(start + frequency)
     return found
 
 
