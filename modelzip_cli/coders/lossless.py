@@ -49,8 +49,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.coders.tables import BITS, RATES, TOTAL, Damaged, read_number, write_number
+from modelzip_cli.kernels import coding_tables, rans
 from modelzip_cli.kernels import planes as kernels
-from modelzip_cli.kernels import rans
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits, DType
@@ -278,7 +278,7 @@ class _Way:
         """The plane, coded."""
         width = matrix_width(len(plane), columns) if self.grouping else flat_width(len(plane))
         table = _filled(plane, width)
-        intervals = kernels.intervals(self.frequencies)
+        intervals = coding_tables.intervals(self.frequencies)
         lines, line_of = _lines(len(self.frequencies), len(table), width, SYMBOL_BITS, self.grouping)
         room = SCRATCH.take("words", (1, rans.room_for(table.size, BITS)), np.uint16).reshape(-1)
         states, words = rans.encode(table, intervals, BITS, lines, line_of, room)
@@ -288,8 +288,8 @@ class _Way:
 
 
 def _one_table(plane: Bytes, counts: Counts) -> _Way:
-    frequencies, bits = kernels.normalised(counts[None], RATES)
-    written = kernels.write_tables(frequencies)
+    frequencies, bits = coding_tables.normalised(counts[None], RATES)
+    written = coding_tables.write_tables(frequencies)
     beside = len(written) + 4 + 4 * min(flat_width(len(plane)), rans.LANES)
     return _Way([bytes([CODED]), written], frequencies, bits // 8 + beside)
 
@@ -300,11 +300,11 @@ def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
     vectors = [part for each in classes for part in _pack_plane(each, 0, None)]
     last = plane.size
     for shift in range(3):
-        low, groups = kernels.grouped(counts, shift, FEW)
+        low, groups = coding_tables.grouped(counts, shift, FEW)
         if len(groups) == 1:
             return
-        frequencies, bits = kernels.normalised(groups, RATES)
-        written = kernels.write_tables(frequencies)
+        frequencies, bits = coding_tables.normalised(groups, RATES)
+        written = coding_tables.write_tables(frequencies)
         beside = sum(map(len, vectors)) + len(written) + 7 + 4 * min(len(classes[1]), rans.LANES)
         head = [bytes([CLASSED, len(groups), low, shift]), *vectors, written]
         yield _Way(head, frequencies, bits // 8 + beside, (*classes, shift, low))
@@ -325,7 +325,7 @@ def _may_pay(plane: Bytes) -> bool:
     if pieces < 8:
         return True
     sample = np.ascontiguousarray(plane[: pieces * PIECE].reshape(pieces, -1)[:, :64]).reshape(-1)
-    _, bits = kernels.normalised(kernels.count(sample)[None], RATES)
+    _, bits = coding_tables.normalised(kernels.count(sample)[None], RATES)
     return bits // 8 + len(sample) // WORTH < len(sample)
 
 
@@ -427,7 +427,7 @@ class _Reader:
     def _coded(self, size: int, width: int, tables: int, grouping: Grouping | None) -> _Coded:
         """Read tables and a stream: rows of `width`, and what they hold."""
         frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
-        self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
+        self.place = coding_tables.read_tables(self.stream, self.place, frequencies, TOTAL)
         if self.place < 0:
             raise Damaged("the frequencies of a table do not add up")
         count, used = read_number(self.stream[self.place : self.place + 5].tobytes(), 0)
@@ -439,7 +439,7 @@ class _Reader:
         if (states < rans.LOWEST).any():
             raise Damaged("a state of the coder is out of range")
         lines, line_of = _lines(tables, -(-size // width), width, BITS, grouping)
-        return _Coded(size, (words, states, kernels.slots(frequencies), lines, BITS, line_of))
+        return _Coded(size, (words, states, coding_tables.slots(frequencies), lines, BITS, line_of))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from modelzip_cli.coders.tables import RATES, TOTAL, Tables
-from modelzip_cli.kernels import planes
+from modelzip_cli.kernels import coding_tables, planes
 from tests.strategies import shapes
 
 BYTES = st.integers(0, 255) | st.sampled_from([0, 0, 1, 120, 255])
@@ -81,7 +81,7 @@ def test_contexts_are_those_of_the_twins(plane, data):
     assert counts.sum() == plane.size
     for shift in range(3):
         for few in (1, 50, 10_000):
-            (_, groups), *_ = same(planes.grouped, counts, shift, few)
+            (_, groups), *_ = same(coding_tables.grouped, counts, shift, few)
             assert groups.sum() == plane.size
 
 
@@ -122,28 +122,28 @@ COUNTS = hnp.arrays(
 
 @given(COUNTS)
 def test_tables_add_up_and_come_back(counts):
-    (frequencies, bits), *_ = same(planes.normalised, counts, RATES)
+    (frequencies, bits), *_ = same(coding_tables.normalised, counts, RATES)
     assert (frequencies.sum(axis=1) == TOTAL).all()
     assert frequencies.max() < TOTAL
     assert (frequencies[counts > 0] > 0).all()
     assert bits >= 0
-    written, *_ = same(planes.write_tables, frequencies)
-    slots, *_ = same(planes.slots, frequencies)
+    written, *_ = same(coding_tables.write_tables, frequencies)
+    slots, *_ = same(coding_tables.slots, frequencies)
     assert np.array_equal(slots, Tables(frequencies).slots)
     empty = np.zeros_like(frequencies)
-    end, read = same(planes.read_tables, written, 0, empty, TOTAL, fills=[2])
+    end, read = same(coding_tables.read_tables, written, 0, empty, TOTAL, fills=[2])
     assert end == len(written)
     assert np.array_equal(read, frequencies)
 
 
 @given(COUNTS, st.data())
 def test_damaged_tables_are_refused_or_add_up(counts, data):
-    written = planes.write_tables.twin(planes.normalised.twin(counts[:1], RATES)[0]).copy()
+    written = coding_tables.write_tables.twin(coding_tables.normalised.twin(counts[:1], RATES)[0]).copy()
     place = data.draw(st.integers(0, min(len(written), 40) - 1))
     written[place] ^= data.draw(st.integers(1, 255))
     read = np.zeros((2, 1, 256), np.int64)
-    end = planes.read_tables.compiled(written, 0, read[0], TOTAL)
-    assert planes.read_tables.twin(written, 0, read[1], TOTAL) == end
+    end = coding_tables.read_tables.compiled(written, 0, read[0], TOTAL)
+    assert coding_tables.read_tables.twin(written, 0, read[1], TOTAL) == end
     if end >= 0:
         assert np.array_equal(read[0], read[1])
         assert read[0].sum() == TOTAL > read[0].max()
