@@ -199,7 +199,7 @@ class _Finder:
         profiles = [self.profiles[name] for name in names]
         key, found = shares(profiles, most, zeros)
         bins = {name: profile.place(each)[0] for name, profile, each in zip(names, profiles, found, strict=True)}
-        capped = {name for name, each, top in zip(names, found, most, strict=True) if each == top}
+        capped = {name for name, top in zip(names, most, strict=True) if self.profiles[name].below(key) > top}
         self.refine({name: bins[name] if name in capped else key for name in names})
         key, found = shares([self.profiles[name] for name in names], most, zeros)
         floored = {name for name, top in zip(names, most, strict=True) if self.profiles[name].below(key) > top}
