@@ -118,7 +118,8 @@ class _Finder:
         zeros = self.own_zeros()
         rest = [name for name in self.specs if name not in zeros]
         if self.asked.threshold is not None:
-            key = int(np.float32(self.asked.threshold).view(np.uint32))
+            largest = float(np.finfo(np.float32).max)
+            key = int(np.float32(min(self.asked.threshold, largest)).view(np.uint32))
             self.refine(dict.fromkeys(rest, key))
             found = {name: Pruned(Below(self.by, key), self.profiles[name].below(key)) for name in rest}
             return found | self.masks(zeros)
