@@ -249,6 +249,59 @@ def plain_grid(draw: st.DrawFn) -> Arguments:
     return weights, np.float32(256), classes, prices, np.zeros((length, lanes), np.int16)
 
 
+@st.composite
+def scored(draw: st.DrawFn, shape: st.SearchStrategy[tuple[int, ...]]) -> Arguments:
+    """Raw bits of some width, and scores of the same shape with or without a sign, of which many are equal."""
+    sides, kind = draw(shape), draw(st.sampled_from([np.uint16, np.uint32]))
+    most = 8 * np.dtype(kind).itemsize
+    alike = st.integers(0, 3).map(
+        lambda place: (0, 1 << (most - 1), 0x3F80 << (most - 16), (0x3F80 << (most - 16)) + 1)[place]
+    )
+    scores = draw(hnp.arrays(kind, sides, elements=alike) | hnp.arrays(kind, sides))
+    return draw(hnp.arrays(draw(st.sampled_from([np.uint16, np.uint32, np.uint64])), sides)), scores
+
+
+def magnitude_of(scores: np.ndarray) -> Any:
+    """All bits but the sign."""
+    return scores.dtype.type(np.iinfo(scores.dtype).max >> 1)
+
+
+def zeroing(found: Arguments) -> Arguments:
+    """Bits, scores, their magnitude, a bound that is one of them, and 0."""
+    bits, scores = found
+    magnitude = magnitude_of(scores)
+    least = scores[len(scores) // 2] & magnitude if len(scores) else magnitude
+    return bits, scores, magnitude, least, bits.dtype.type(0)
+
+
+@st.composite
+def keeping(draw: st.DrawFn) -> Arguments:
+    """Bits and scores [groups, M, inner], and how many of each M to drop."""
+    groups, size, inner = draw(st.integers(0, 5)), draw(st.integers(2, 9)), draw(st.integers(1, 4))
+    bits, scores = draw(scored(st.just((groups, size, inner))))
+    return bits, scores, magnitude_of(scores), draw(st.integers(1, size - 1)), bits.dtype.type(0)
+
+
+@st.composite
+def keeping_of_four(draw: st.DrawFn) -> Arguments:
+    """The same for groups of four side by side."""
+    bits, scores = draw(scored(st.integers(0, 20).map(lambda groups: (4 * groups,))))
+    return bits, scores, magnitude_of(scores), draw(st.integers(1, 3))
+
+
+def scores_of(kind: type) -> st.SearchStrategy[np.ndarray]:
+    """Any bits, some hundreds at most."""
+    return hnp.arrays(kind, st.integers(0, 300))
+
+
+def few_high_bits() -> st.SearchStrategy[np.ndarray]:
+    """Scores with one of three upper halves, some of them negative."""
+    high, low = st.sampled_from([0, 1, 2, 1 << 15]), st.sampled_from([0, 1, 2**16 - 1])
+    return hnp.arrays(
+        np.uint32, st.integers(0, 300), elements=st.builds(lambda upper, lower: upper << 16 | lower, high, low)
+    )
+
+
 def decoded(returned: int, filled: Arguments) -> Arguments:
     """What was decoded; of a damaged stream, that it is."""
     return (returned, *filled) if returned >= 0 else (returned,)
@@ -307,6 +360,15 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "trellis._forward": forward(),
     "trellis._trace_back": trace_back(),
     "trellis._grid_points": plain_grid(),
+    "pruning._count_high": scores_of(np.uint16).map(lambda scores: (scores, 0))
+    | scores_of(np.uint32).map(lambda scores: (scores, 16)),
+    "pruning._count_low": st.tuples(scores_of(np.uint32) | few_high_bits(), st.integers(0, 2)),
+    "pruning._zero_below": scored(st.integers(0, 60).map(lambda size: (size,))).map(zeroing),
+    "pruning.random_scores": st.tuples(
+        st.integers(0, 2**64 - 1).map(np.uint64), st.integers(0, 2**40), st.integers(0, 99)
+    ),
+    "pruning._keep_largest": keeping(),
+    "pruning._keep_of_four": keeping_of_four(),
 }
 
 
