@@ -121,7 +121,8 @@ class _Finder:
         zeros = self.own_zeros()
         rest = [name for name in self.specs if name not in zeros]
         if self.asked.threshold is not None:
-            key = int(np.float32(self.asked.threshold).view(np.uint32))
+            largest = float(np.finfo(np.float32).max)
+            key = int(np.float32(min(self.asked.threshold, largest)).view(np.uint32))
             self.refine(dict.fromkeys(rest, key))
             found = {name: Pruned(Below(self.by, key), self.profiles[name].below(key)) for name in rest}
             return found | self.masks(zeros)
@@ -204,7 +205,7 @@ class _Finder:
         profiles = [self.profiles[name] for name in names]
         key, found = shares(profiles, most, zeros)
         bins = {name: profile.place(each)[0] for name, profile, each in zip(names, profiles, found, strict=True)}
-        capped = {name for name, each, top in zip(names, found, most, strict=True) if each == top}
+        capped = {name for name, top in zip(names, most, strict=True) if self.profiles[name].below(key) > top}
         self.refine({name: bins[name] if name in capped else key for name in names})
         key, found = shares([self.profiles[name] for name in names], most, zeros)
         floored = {name for name, top in zip(names, most, strict=True) if self.profiles[name].below(key) > top}

@@ -14,8 +14,9 @@ from modelzip_cli.containers.safetensors_file import SafetensorsFile
 from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.layouts.manifest import is_native
 from modelzip_cli.layouts.native import DIGEST
-from modelzip_cli.layouts.native_source import NativeSource, is_native
+from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.tensors import Source, TensorSpec
 
 FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" are one of these

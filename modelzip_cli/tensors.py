@@ -103,11 +103,16 @@ class TensorSpec:
         return self.bytes // self.dtype.unit_bytes
 
     @property
+    def is_fused(self) -> bool:
+        """Whether it holds fused experts, [experts, out, in]."""
+        return len(self.shape) == 3 and self.shape[2] >= 64
+
+    @property
     def matrix(self) -> tuple[int, int]:
         """The matrix view, (rows, columns): what groups, rows and slabs refer to."""
         if len(self.shape) <= 1:
             return 1, self.size
-        if len(self.shape) == 3 and self.shape[2] >= 64:  # fused experts: [experts, out, in]
+        if self.is_fused:
             return self.shape[0] * self.shape[1], self.shape[2]
         return self.shape[0], prod(self.shape[1:])
 

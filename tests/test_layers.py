@@ -23,7 +23,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("layouts",),
     ("amounts", "defaults"),
     ("recipe",),
-    ("source", "allocate"),
+    ("source", "allocate", "recipe_file"),
     ("blocks", "depth"),
     ("pruning",),
     ("plan",),

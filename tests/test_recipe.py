@@ -15,9 +15,8 @@ from modelzip_cli.recipe import (
     Rule,
     matches,
     parse_rule,
-    read_recipe,
-    to_toml,
 )
+from modelzip_cli.recipe_file import read_recipe, to_toml
 from modelzip_cli.tensors import DTYPES, TensorSpec
 
 BIG = (128, 256)

@@ -13,6 +13,7 @@ import torch
 from jsonschema import Draft202012Validator
 from safetensors.torch import save_file
 
+from modelzip_cli.amounts import PRUNING_KEYS
 from modelzip_cli.tensors import DTYPES
 from tests.checkpoints import every_dtype_pth, tied_pth, trainer_pth, weights
 
@@ -122,7 +123,7 @@ def test_gates_rules_and_patterns_are_in_the_report(modelzip: Any, tmp_path: Pat
     assert_is("report", report)
     assert [gate["metric"] for gate in report["gates"]] == ["sqnr", "cosine", "sqnr-min", "size"]
     goals = {"bpw", "min_sqnr", "ratio", "target_size"}
-    assert set(report["recipe"]) == set(SCHEMA["$defs"]["recipe"]["properties"]) - goals
+    assert set(report["recipe"]) == set(SCHEMA["$defs"]["recipe"]["properties"]) - goals - {*PRUNING_KEYS}
 
 
 @pytest.mark.parametrize("limit", ["inf", "-inf", "nan"])

@@ -24,7 +24,7 @@ def one_goal(**values: float | None) -> Goal | None:
 
 def read_recipe_file(path: Path) -> Recipe:
     """Read a TOML recipe. Raises UsageError."""
-    from modelzip_cli.recipe import read_recipe
+    from modelzip_cli.recipe_file import read_recipe
 
     label = inert(str(path))
     try:
@@ -39,6 +39,6 @@ def read_recipe_file(path: Path) -> Recipe:
 def save_recipe_file(path: Path, recipe: Recipe, *, force: bool) -> None:
     """Write the effective recipe as TOML."""
     from modelzip_cli.containers.atomic import write_text
-    from modelzip_cli.recipe import to_toml
+    from modelzip_cli.recipe_file import to_toml
 
     write_text(path, to_toml(recipe.to_json()), replace=force)

@@ -49,8 +49,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.coders.tables import BITS, RATES, TOTAL, Damaged, read_number, write_number
+from modelzip_cli.kernels import coding_tables, rans
 from modelzip_cli.kernels import planes as kernels
-from modelzip_cli.kernels import rans
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits, DType
@@ -58,15 +58,17 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
     Counts = NDArray[np.int64]
     Classes = tuple[Bytes, Bytes]  # of rows, of columns
+    Grouping = tuple[Bytes, Bytes, int, int]  # classes of rows and of columns, `shift` and `low`
+    Survey = tuple[Counts, Counts, int]  # sums of rows and of columns, the smallest byte
     Parts = list[bytes | bytearray | NDArray[np.uint8]]
 
+SYMBOL_BITS = 8
 RAW, PLANES = 0, 1
 PLAIN, CONSTANT, CODED, CLASSED = 0, 1, 2, 3
 
 LEAST_COLUMNS = 64  # rows shorter than that have no classes of their own
 MOST_TABLES = 64
 MOST_SHIFT = 7
-BAND = 1 << 16  # symbols that are decoded at a time: their table offsets stay in the cache
 
 # What only the encoder needs to know
 LEAST = 4096  # bytes of a plane that has classes
@@ -92,11 +94,11 @@ def pack(bits: Bits, dtype: DType, columns: int) -> Bytes:
         units, columns = units.view(unit), 2 * columns
     parts: Parts = [bytes([RAW]), raw]
     if len(units):
-        planes = _pack_planes(_split(units, name), columns, OCTAVE.get(name, 0))
+        planes = _pack_planes(*_split(units, name, columns), columns, OCTAVE.get(name, 0))
         packed: Parts = [bytes([PLANES]), *(part for plane in planes for part in plane)]
         if sum(map(len, packed)) <= len(raw):
             parts = packed
-    return np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
+    return np.frombuffer(b"".join(part.data if isinstance(part, np.ndarray) else part for part in parts), np.uint8)
 
 
 def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
@@ -112,8 +114,11 @@ def unpack(data: bytes | Bytes, dtype: DType, n: int, columns: int) -> Bits:
         raise Damaged("its mode is unknown")
     name, unit = PARTS.get(dtype.id, (dtype.id, dtype.unit))
     parts = dtype.unit_bytes // int(unit[-1])
-    planes = _Reader(stream, 1).planes(n * parts, columns * parts, int(unit[-1]))
-    return _merge(planes, name, unit).view(dtype.unit)
+    reader, count = _Reader(stream, 1), int(unit[-1])
+    units = reader.units(n * parts, columns * parts, count, name, unit)
+    if reader.place != len(stream):
+        raise Damaged("it goes on where it should end")
+    return units.view(dtype.unit)
 
 
 @lru_cache(1024)
@@ -144,7 +149,7 @@ class _Scratch(local):
         size = shape[0] * shape[1] * np.dtype(kind).itemsize
         if size > MOST_KEPT:
             return np.empty(shape, kind)
-        if size > len(self.buffers.get(use, b"")):
+        if use not in self.buffers or size > len(self.buffers[use]):
             self.buffers[use] = np.empty(size, np.uint8)
         return self.buffers[use][:size].view(kind).reshape(shape)
 
@@ -152,16 +157,19 @@ class _Scratch(local):
 SCRATCH = _Scratch()
 
 
-def _split(units: Bits, name: str) -> Bytes:
-    """The planes, uint8 [bytes of a unit, n]."""
+def _split(units: Bits, name: str, columns: int) -> tuple[Bytes, Survey | None]:
+    """The planes, uint8 [bytes of a unit, n], and what is known of the first one without looking at it again."""
     planes: Bytes = SCRATCH.take("planes", (units.itemsize, len(units)), np.uint8)
+    width = matrix_width(len(units), columns)
+    if name in ("bf16", "f16") and len(units) >= LEAST and len(units) % width == 0:
+        return planes, kernels.survey16(units, width, planes)
     if name in ("bf16", "f16"):
         kernels.split16(units, planes)
     elif name == "f32":
         kernels.split32(units, planes)
     else:
         planes[:] = np.ascontiguousarray(_word(units, name)).view(np.uint8).reshape(len(units), -1).T[::-1]
-    return planes
+    return planes, None
 
 
 def _merge(planes: list[Bytes], name: str, unit: str) -> Bits:
@@ -188,26 +196,44 @@ def _unit(word: NDArray[Any], name: str) -> Bits:
     return word >> 1 ^ -(word & 1) if name[0] == "i" else word
 
 
+# Rows and their tables
+
+
+def _lines(
+    tables: int, rows: int, width: int, bits: int, grouping: Grouping | None
+) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Where the tables, of 2^bits entries, of the bytes begin: the rows that differ, int32 [lines, width], and which of
+    them a row is."""
+    if grouping is None:
+        return np.zeros((1, width), np.int32), np.zeros(rows, np.intp)
+    row_class, column_class, shift, low = grouping
+    present = np.flatnonzero(np.bincount(row_class))
+    lines = SCRATCH.take("lines", (len(present), width), np.int32)
+    kernels.places(present, column_class, shift, low, tables, bits, lines)
+    return lines, np.searchsorted(present, row_class)
+
+
 # Encoding
 
 
-def _pack_planes(planes: Bytes, columns: int, octave: int) -> list[Parts]:
+def _pack_planes(planes: Bytes, survey: Survey | None, columns: int, octave: int) -> list[Parts]:
     rest = list(planes[1:])
-    other, symbols, counts = _with_symbol_for_others(planes)
+    other, symbols, counts = _with_symbol_for_others(planes, survey)
     if other:
+        survey = None
         rest = [kernels.without_zeros(symbols, plane) for plane in rest]
-    scales = _scale_classes(symbols, columns, octave) if octave else None
+    scales = _scale_classes(symbols, columns, octave, survey) if octave else None
     parts: list[Parts] = [[bytes([other])], _pack_plane(symbols, columns, scales, counts)]
     return parts + [_pack_mantissas(plane, columns) for plane in rest]
 
 
-def _with_symbol_for_others(planes: Bytes) -> tuple[int, Bytes, Counts | None]:
+def _with_symbol_for_others(planes: Bytes, survey: Survey | None) -> tuple[int, Bytes, Counts | None]:
     """The symbol for words that are not 0 while their first byte is, the first plane with it, and its counts.
 
     0, the plane as it is and None: zeros are not worth a symbol of their own.
     """
     first, size = planes[0], planes.shape[1]
-    if len(planes) == 1 or first.min() > 0:
+    if len(planes) == 1 or (survey[2] if survey else first.min()) > 0:
         return 0, first, None
     used = kernels.used(planes)
     zeros = size - np.count_nonzero(used)
@@ -239,43 +265,41 @@ def _pack_plane(plane: Bytes, columns: int, classes: Classes | None, counts: Cou
     size = len(plane) - len(plane) // WORTH
     if classes is None:
         way = _one_table(plane, kernels.count(plane) if counts is None else counts)
-        return way.parts(_flat_index(plane)) if way.size < size else best
-    table = _filled(plane, matrix_width(len(plane), columns))
-    contexts = int(classes[0].max()) + int(classes[1].max()) + 1
-    index = SCRATCH.take("index", table.shape, np.uint16)
-    tallied = kernels.tally(table, *classes, index, contexts)
-    way = min(_ways(plane, tallied, classes), key=lambda way: way.size)
-    if way.size >= size:
-        return best
-    if len(way.frequencies) == 1:
-        index = _flat_index(plane)
-    return way.parts(index)
+    else:
+        contexts = int(classes[0].max()) + int(classes[1].max()) + 1
+        tallied = kernels.tally(_filled(plane, matrix_width(len(plane), columns)), *classes, contexts)
+        way = min(_ways(plane, tallied, classes), key=lambda way: way.size)
+    return way.parts(plane, columns) if way.size < size else best
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to code a plane: what comes before the stream, which table codes a context, and about how many bytes."""
+    """A way to code a plane: what comes before the stream, which tables a byte is coded with, and about how many bytes
+    that takes."""
 
     head: Parts
     frequencies: Counts
-    table_of: NDArray[np.int64]
     size: int
+    grouping: Grouping | None = None  # None: there is but one table
 
-    def parts(self, index: NDArray[np.uint16]) -> Parts:
-        """The plane whose contexts and bytes are `index`."""
-        starts = np.cumsum(self.frequencies, axis=1) - self.frequencies
-        intervals = (starts << 16 | self.frequencies).astype(np.uint32)[self.table_of].reshape(-1)
-        states, words = rans.encode(index, intervals, BITS)
+    def parts(self, plane: Bytes, columns: int) -> Parts:
+        """The plane, coded."""
+        width = matrix_width(len(plane), columns) if self.grouping else flat_width(len(plane))
+        table = _filled(plane, width)
+        intervals = coding_tables.intervals(self.frequencies)
+        lines, line_of = _lines(len(self.frequencies), len(table), width, SYMBOL_BITS, self.grouping)
+        room = SCRATCH.take("words", (1, rans.room_for(table.size, BITS)), np.uint16).reshape(-1)
+        states, words = rans.encode(table, intervals, BITS, lines, line_of, room)
         number = bytearray()
         write_number(number, len(words))
-        return [*self.head, number, states.view(np.uint8), words.view(np.uint8)]
+        return [*self.head, number, states.tobytes(), words.tobytes()]
 
 
 def _one_table(plane: Bytes, counts: Counts) -> _Way:
-    frequencies, bits = kernels.normalised(counts[None], RATES)
-    written = kernels.write_tables(frequencies)
+    frequencies, bits = coding_tables.normalised(counts[None], RATES)
+    written = coding_tables.write_tables(frequencies)
     beside = len(written) + 4 + 4 * min(flat_width(len(plane)), rans.LANES)
-    return _Way([bytes([CODED]), written], frequencies, np.zeros(1, np.int64), bits // 8 + beside)
+    return _Way([bytes([CODED]), written], frequencies, bits // 8 + beside)
 
 
 def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
@@ -284,15 +308,14 @@ def _ways(plane: Bytes, counts: Counts, classes: Classes) -> Iterator[_Way]:
     vectors = [part for each in classes for part in _pack_plane(each, 0, None)]
     last = plane.size
     for shift in range(3):
-        low, groups = kernels.grouped(counts, shift, FEW)
+        low, groups = coding_tables.grouped(counts, shift, FEW)
         if len(groups) == 1:
             return
-        frequencies, bits = kernels.normalised(groups, RATES)
-        written = kernels.write_tables(frequencies)
-        table_of = np.clip((np.arange(len(counts)) >> shift) - low, 0, len(groups) - 1)
+        frequencies, bits = coding_tables.normalised(groups, RATES)
+        written = coding_tables.write_tables(frequencies)
         beside = sum(map(len, vectors)) + len(written) + 7 + 4 * min(len(classes[1]), rans.LANES)
         head = [bytes([CLASSED, len(groups), low, shift]), *vectors, written]
-        yield _Way(head, frequencies, table_of, bits // 8 + beside)
+        yield _Way(head, frequencies, bits // 8 + beside, (*classes, shift, low))
         if bits // 8 + beside > last:
             return
         last = bits // 8 + beside
@@ -304,21 +327,13 @@ def _filled(plane: Bytes, width: int) -> Bytes:
     return (np.concatenate([plane, np.full(missing, plane[-1])]) if missing else plane).reshape(-1, width)
 
 
-def _flat_index(plane: Bytes) -> NDArray[np.uint16]:
-    """`plane` as rows for one table."""
-    table = _filled(plane, flat_width(len(plane)))
-    index = SCRATCH.take("flat index", table.shape, np.uint16)
-    index[:] = table
-    return index
-
-
 def _may_pay(plane: Bytes) -> bool:
     """Whether a plane of mantissas may be worth coding, by 64 bytes of each 2048."""
     pieces = len(plane) // PIECE
     if pieces < 8:
         return True
     sample = np.ascontiguousarray(plane[: pieces * PIECE].reshape(pieces, -1)[:, :64]).reshape(-1)
-    _, bits = kernels.normalised(kernels.count(sample)[None], RATES)
+    _, bits = coding_tables.normalised(kernels.count(sample)[None], RATES)
     return bits // 8 + len(sample) // WORTH < len(sample)
 
 
@@ -328,15 +343,15 @@ def _matrix(plane: Bytes, columns: int) -> Bytes | None:
     return None if len(plane) < LEAST or width < LEAST_COLUMNS else _filled(plane, width)
 
 
-def _scale_classes(plane: Bytes, columns: int, octave: int) -> Classes | None:
+def _scale_classes(plane: Bytes, columns: int, octave: int, survey: Survey | None = None) -> Classes | None:
     """Classes of rows and columns by their mean exponent."""
     table = _matrix(plane, columns)
     if table is None:
         return None
     rows, width = table.shape
-    sums = kernels.sums(table)
+    sums = survey[:2] if survey else kernels.sums(table)
     used = (np.full(rows, width), np.full(width, rows))
-    if table.min() == 0:
+    if (survey[2] if survey else table.min()) == 0:
         used = kernels.sums((table != 0).view(np.uint8))
     by_row, row_class = kernels.levels(sums[0], used[0], octave, width, MOST_CLASSES)
     by_column, column_class = kernels.levels(sums[1], used[1], octave, rows, MOST_CLASSES)
@@ -374,22 +389,31 @@ class _Reader:
     def byte(self) -> int:
         return int(self.take(1)[0])
 
-    def planes(self, n: int, columns: int, count: int) -> list[Bytes]:
-        """Read all planes, each uint8 [n]."""
+    def units(self, n: int, columns: int, count: int, name: str, unit: str) -> Bits:
+        """Read all `count` planes and merge them to units [n]."""
         other = self.byte()
-        planes = [self.plane(n, columns, use="plane 0")]
-        kept = int(np.count_nonzero(planes[0])) if other else n
-        planes += [self.plane(kept, columns, use=f"plane {place}") for place in range(1, count)]
+        first = self.coded(n, columns)
+        if isinstance(first, _Coded):
+            if not other and name in ("bf16", "f16") and self.stream[self.place : self.place + 1] == [PLAIN]:
+                self.place += 1
+                return first.units16(self.take(n))
+            first = first.symbols(SCRATCH.take("plane 0", first.shape, np.uint8))
+        kept = int(np.count_nonzero(first)) if other else n
+        rest = [self.plane(kept, columns, use=f"plane {place}") for place in range(1, count)]
         if other:
-            symbols, *rest = planes
-            planes = [np.where(symbols == other, np.uint8(0), symbols)]
-            planes += [kernels.with_zeros(symbols, plane) for plane in rest]
-        if self.place != len(self.stream):
-            raise Damaged("it goes on where it should end")
-        return planes
+            rest = [kernels.with_zeros(first, plane) for plane in rest]
+            first = np.where(first == other, np.uint8(0), first)
+        return _merge([first, *rest], name, unit)
 
     def plane(self, size: int, columns: int, use: str = "") -> Bytes:
         """Read a plane, uint8 [size], into the scratch memory for `use`; without one, it may have no classes."""
+        found = self.coded(size, columns, with_classes=use != "")
+        if isinstance(found, _Coded):
+            return found.symbols(SCRATCH.take(use, found.shape, np.uint8) if use else np.empty(found.shape, np.uint8))
+        return found
+
+    def coded(self, size: int, columns: int, with_classes: bool = True) -> Bytes | _Coded:
+        """Read a plane, uint8 [size], or what is to be decoded before the next one is read."""
         kind = self.byte()
         if kind == PLAIN:
             return self.take(size)
@@ -398,22 +422,20 @@ class _Reader:
         if kind == CONSTANT:
             return np.full(size, self.byte(), np.uint8)
         if kind == CODED:
-            return self._coded(size, flat_width(size), 1, use, None)
-        if kind != CLASSED or not use:
+            return self._coded(size, flat_width(size), 1, None)
+        if kind != CLASSED or not with_classes:
             raise Damaged("a plane is of an unknown kind")
         tables, low, shift = (int(number) for number in self.take(3))
         if not 0 < tables <= MOST_TABLES or shift > MOST_SHIFT:
             raise Damaged("it has too many tables")
         width = matrix_width(size, columns)
         row_class, column_class = self.plane(-(-size // width), 0), self.plane(width, 0)
-        return self._coded(size, width, tables, use, (row_class, column_class, shift, low))
+        return self._coded(size, width, tables, (row_class, column_class, shift, low))
 
-    def _coded(
-        self, size: int, width: int, tables: int, use: str, classes: tuple[Bytes, Bytes, int, int] | None
-    ) -> Bytes:
+    def _coded(self, size: int, width: int, tables: int, grouping: Grouping | None) -> _Coded:
         """Read tables and a stream: rows of `width`, and what they hold."""
         frequencies = np.zeros((tables, rans.SYMBOLS), np.int64)
-        self.place = kernels.read_tables(self.stream, self.place, frequencies, TOTAL)
+        self.place = coding_tables.read_tables(self.stream, self.place, frequencies, TOTAL)
         if self.place < 0:
             raise Damaged("the frequencies of a table do not add up")
         count, used = read_number(self.stream[self.place : self.place + 5].tobytes(), 0)
@@ -424,36 +446,41 @@ class _Reader:
         words.view(np.uint8)[:] = stored
         if (states < rans.LOWEST).any():
             raise Damaged("a state of the coder is out of range")
-        slots = kernels.slots(frequencies)
-        rows = -(-size // width)
-        found = SCRATCH.take(use, (rows, width), np.uint8) if use else np.empty((rows, width), np.uint8)
-        step = min(max(1, BAND // width), rows)
-        kinds, lines = _offsets(tables, rows, width, classes)
-        offsets = SCRATCH.take("offsets", (step, width), np.int32)
-        place = 0
-        for first in range(0, rows, step):
-            band = found[first : first + step]
-            lines.take(kinds[first : first + step], axis=0, out=offsets[: len(band)], mode="clip")
-            band[:], number = rans.decode_symbols(words[place:], states, slots, offsets[: len(band)], BITS)
-            if number < 0:
-                raise Damaged("it ends too soon")
-            place += number
-        if place != count or (states != rans.LOWEST).any():
-            raise Damaged("the coder does not end where it began")
+        lines, line_of = _lines(tables, -(-size // width), width, BITS, grouping)
+        return _Coded(size, (words, states, coding_tables.slots(frequencies), lines, BITS, line_of))
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A plane of `size` bytes that is to be decoded before the next one is read: they share scratch memory."""
+
+    size: int
+    stream: tuple[NDArray[np.uint16], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32], int, NDArray[np.intp]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.stream[5]), self.stream[3].shape[1]
+
+    def symbols(self, found: Bytes) -> Bytes:
+        """The plane, decoded into `found`, uint8 of `shape`."""
+        _, taken = rans.decode_symbols(*self.stream, found)
+        self._check(taken)
         plane = found.reshape(-1)
-        if (plane[size:] != plane[size - 1]).any():
+        if (plane[self.size :] != plane[self.size - 1]).any():
             raise Damaged("it goes on where it should end")
-        return plane[:size]
+        return plane[: self.size]
 
+    def units16(self, second: Bytes) -> Bits:
+        """The units of 16 bits whose first plane this is."""
+        units, taken = rans.decode_units16(*self.stream, second)
+        if units is None:
+            return kernels.merge16(self.symbols(SCRATCH.take("plane 0", self.shape, np.uint8)), second)
+        self._check(taken)
+        return units
 
-def _offsets(
-    tables: int, rows: int, width: int, classes: tuple[Bytes, Bytes, int, int] | None
-) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
-    """Where the tables of the bytes begin: the rows that differ, int32 [kinds, width], and which of them a row is."""
-    if classes is None:
-        return np.zeros(rows, np.intp), np.zeros((1, width), np.int32)
-    row_class, column_class, shift, low = classes
-    present = np.flatnonzero(np.bincount(row_class))
-    lines = SCRATCH.take("lines", (len(present), width), np.int32)
-    kernels.places(present, column_class, shift, low, tables, lines)
-    return np.searchsorted(present, row_class), lines
+    def _check(self, taken: int) -> None:
+        if taken < 0:
+            raise Damaged("it ends too soon")
+        words, states = self.stream[:2]
+        if taken != len(words) or (states != rans.LOWEST).any():
+            raise Damaged("the coder does not end where it began")

@@ -43,7 +43,7 @@ class Rans(Coder):
         tables, place = Tables.from_bytes(packed.tobytes(), 1)
         size = -(-rows * columns * low // 8)
         lows, rest = _cut(packed[place:], size)
-        symbols = _symbols(rest, tables, np.zeros((rows, columns), np.int32))
+        symbols = _symbols(rest, tables, rows, columns)
         if int(symbols.max(initial=0)) >> min(bits, 8):
             raise Damaged("a code is out of range")
         if not low:
@@ -134,7 +134,7 @@ def unpack_vector(packed: Bytes, count: int) -> tuple[Bytes, Bytes]:
     size, place = read_number(packed[:8].tobytes(), 0)
     stream, rest = _cut(packed[place:], size)
     tables, place = Tables.from_bytes(stream.tobytes(), 1)
-    return _symbols(stream[place:], tables, np.zeros((count, 1), np.int32)).reshape(-1), rest
+    return _symbols(stream[place:], tables, count, 1).reshape(-1), rest
 
 
 def _bytes(data: bytes | bytearray) -> Bytes:
@@ -169,9 +169,11 @@ def _check_end(states: NDArray[np.uint32], words: NDArray[np.uint16], taken: int
         raise Damaged("it does not end where it began")
 
 
-def _symbols(data: Bytes, tables: Tables, offsets: NDArray[np.int32]) -> Bytes:
-    states, words = _lanes(data, offsets.shape[1])
-    symbols, taken = decode_symbols(words, states, tables.slots, offsets, BITS)
+def _symbols(data: Bytes, tables: Tables, rows: int, columns: int) -> Bytes:
+    """The symbols of a stream with one table, uint8 [rows, columns]."""
+    states, words = _lanes(data, columns)
+    line = np.zeros((1, columns), np.int32)
+    symbols, taken = decode_symbols(words, states, tables.slots, line, BITS, np.zeros(rows, np.intp))
     _check_end(states, words, taken)
     return symbols
 

@@ -49,5 +49,5 @@ def parse_pattern(text: str) -> Pattern:
 def inputs_of(spec: TensorSpec) -> tuple[int, int]:
     """How many inputs a row of the matrix view has, and how many weights each: [out, in, kh, kw] has in and kh * kw."""
     columns = spec.matrix[1]
-    inner = 1 if len(spec.shape) < 3 or spec.matrix[0] != spec.shape[0] else max(1, columns // max(spec.shape[1], 1))
+    inner = 1 if len(spec.shape) < 3 or spec.is_fused else max(1, columns // max(spec.shape[1], 1))
     return columns // inner, inner

@@ -36,10 +36,10 @@ class Profile:
     def refined(self, key: int, counts: NDArray[np.int64]) -> Profile:
         """With the bin of `key` cut into single scores, `counts` int64 [65536] by their lower 16 bits."""
         begin = key >> 16 << 16
-        at = int(np.searchsorted(self.keys, begin))
+        first, after = np.searchsorted(self.keys, (begin, begin + len(counts)))
         (used,) = np.nonzero(counts)
-        keys = np.concatenate((self.keys[:at], begin + used, self.keys[at + 1 :]))
-        return Profile(keys, np.concatenate((self.counts[:at], counts[used], self.counts[at + 1 :])), self.exact)
+        keys = np.concatenate((self.keys[:first], begin + used, self.keys[after:]))
+        return Profile(keys, np.concatenate((self.counts[:first], counts[used], self.counts[after:])), self.exact)
 
     @property
     def ends(self) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ from modelzip_cli.html.markup import (
 from modelzip_cli.html.script import SCRIPT
 from modelzip_cli.html.style import STYLE
 from modelzip_cli.html.tables import full_table, gates_and_warnings, left_alone, worst_tensors
-from modelzip_cli.recipe import to_toml
+from modelzip_cli.recipe_file import to_toml
 from modelzip_cli.report import Report
 
 NOT_ACCURACY = (

@@ -93,12 +93,13 @@ class Kernel(Generic[P, R]):
     @property
     def compiled(self) -> Callable[P, R]:
         """The body as machine code; compiled for the argument types of the first call and cached on disk."""
-        with _Work.lock:  # two workers may come here at once
-            if self._compiled is None:
-                import numba
+        if self._compiled is None:
+            with _Work.lock:  # two workers may come here at once
+                if self._compiled is None:
+                    import numba
 
-                options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}  # no fastmath
-                self._compiled = numba.njit(**options)(self.body)
+                    options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}  # no fastmath
+                    self._compiled = numba.njit(**options)(self.body)
         return self._compiled
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

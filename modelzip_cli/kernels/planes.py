@@ -6,8 +6,6 @@ comes next: files hide dead bits at the low end of the mantissa, and whole bytes
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +16,6 @@ Bytes = NDArray[np.uint8]
 Bits16 = NDArray[np.uint16]
 Bits32 = NDArray[np.uint32]
 Counts = NDArray[np.int64]
-Index = NDArray[np.uint16]
 
 
 def _split16_numpy(bits: Bits16, planes: Bytes) -> None:
@@ -116,6 +113,43 @@ def sums(plane: Bytes) -> tuple[Counts, Counts]:
     return along_rows, along_columns
 
 
+def _survey16_numpy(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    """`split16` and `sums` of the first plane as rows of `width`, which fit, and its smallest byte."""
+    _split16_numpy(bits, planes)
+    return *_sums_numpy(planes[0].reshape(-1, width)), int(planes[0].min())
+
+
+@jit(twin=_survey16_numpy)
+def survey16(bits: Bits16, width: int, planes: Bytes) -> tuple[Counts, Counts, int]:
+    rows = bits.size // width
+    first, second = planes[0], planes[1]
+    along_rows, along_columns = np.zeros(rows, np.int64), np.zeros(width, np.int64)
+    part = np.zeros(width, np.uint16)  # of at most 256 rows or columns: 16 bits hold it, and make 16 lanes
+    least = np.uint8(255)
+    for r in range(rows):
+        begin = r * width
+        for i in range(width):
+            x = bits[begin + i]
+            first[begin + i] = np.uint8(x >> np.uint16(7))
+            second[begin + i] = np.uint8((x >> np.uint16(8)) & np.uint16(0x80) | x & np.uint16(0x7F))
+        row = first[begin : begin + width]
+        for left in range(0, width, 256):
+            piece = row[left : left + 256]
+            total = np.uint16(0)
+            for i in range(piece.size):
+                total = np.uint16(total + np.uint16(piece[i]))
+            along_rows[r] += np.int64(total)
+        for i in range(width):
+            part[i] = np.uint16(part[i] + np.uint16(row[i]))
+        for i in range(width):
+            least = min(least, row[i])
+        if r % 256 == 255 or r == rows - 1:
+            for i in range(width):
+                along_columns[i] += np.int64(part[i])
+            part[:] = np.uint16(0)
+    return along_rows, along_columns, int(least)
+
+
 def _zeros_numpy(plane: Bytes) -> Counts:
     """How many bytes of each row of `plane` [rows, width] are 0, int64 [rows]."""
     return np.asarray(np.count_nonzero(plane == 0, axis=1), np.int64)
@@ -192,284 +226,115 @@ def _count_numpy(symbols: Bytes) -> Counts:
 
 @jit(twin=_count_numpy)
 def count(symbols: Bytes) -> Counts:
-    even, odd = np.zeros(256, np.int64), np.zeros(256, np.int64)  # two: the same byte twice in a row would wait
-    for i in range(symbols.size // 2):
-        even[symbols[2 * i]] += 1
-        odd[symbols[2 * i + 1]] += 1
-    if symbols.size % 2:
-        even[symbols[symbols.size - 1]] += 1
-    return even + odd
+    counts = np.zeros(256, np.int64)
+    size = 0
+    if symbols.size >= 1 << 17:  # by pairs, each as one number: half as many, and seldom the same one twice in a row
+        size = symbols.size // 2 * 2
+        pairs = symbols[:size].view(np.uint16)
+        found = np.zeros((256, 256), np.int32)
+        flat = found.reshape(65536)
+        for i in range(pairs.size):
+            flat[pairs[i]] += np.int32(1)
+        for s in range(256):
+            row = found[s]
+            total = np.int32(0)
+            for k in range(256):
+                total += row[k]
+            counts[s] += np.int64(total)
+            for k in range(256):
+                counts[k] += np.int64(row[k])
+    for i in range(size, symbols.size):
+        counts[symbols[i]] += 1
+    return counts
 
 
-def _tally_numpy(plane: Bytes, row_class: Bytes, column_class: Bytes, index: Index, contexts: int) -> Counts:
-    """Fill `index` uint16 [rows, width] with (row class + column class) * 256 + byte; how often each comes up, int64
-    [contexts, 256]."""
-    index[:] = (row_class.astype(np.uint16)[:, None] + column_class.astype(np.uint16)) << np.uint16(8) | plane
+def _tally_numpy(plane: Bytes, row_class: Bytes, column_class: Bytes, contexts: int) -> Counts:
+    """How often each byte of `plane` [rows, width] comes up under each context, row class + column class: int64
+    [contexts, 256]. At most 64 contexts."""
+    index = (row_class.astype(np.uint16)[:, None] + column_class.astype(np.uint16)) << np.uint16(8) | plane
     return np.bincount(index.reshape(-1), minlength=contexts * SYMBOLS).astype(np.int64).reshape(-1, SYMBOLS)
 
 
 @jit(twin=_tally_numpy)
-def tally(plane: Bytes, row_class: Bytes, column_class: Bytes, index: Index, contexts: int) -> Counts:
-    counts = np.zeros(contexts * 256, np.int32)
-    high = np.empty(plane.shape[1], np.uint16)
-    for j in range(high.size):
-        high[j] = np.uint16(column_class[j]) << np.uint16(8)
-    for r in range(plane.shape[0]):
-        row, out = plane[r], index[r]
-        base = np.uint16(np.uint16(row_class[r]) << np.uint16(8))
-        for j in range(row.size):
-            out[j] = np.uint16(base + high[j] + np.uint16(row[j]))
-        for j in range(row.size):
-            counts[out[j]] += np.int32(1)
-    return counts.astype(np.int64).reshape(contexts, 256)
+def tally(plane: Bytes, row_class: Bytes, column_class: Bytes, contexts: int) -> Counts:
+    # Two rows of one class at a time, whose bytes, where they lie in a window of 32, are counted as one number: half as
+    # many, and seldom the same one twice in a row
+    rows, width = plane.shape
+    counts, pairs = np.zeros((contexts, 256), np.int32), np.zeros((contexts, 32, 32), np.int32)
+    counts_of, pairs_of = counts.reshape(contexts * 256), pairs.reshape(contexts * 1024)
+    sample = np.zeros(257, np.int64)
+    flat = plane.reshape(rows * width)
+    for i in range(0, flat.size, 251):
+        sample[np.int64(flat[i]) + 1] += 1
+    for i in range(256):
+        sample[i + 1] += sample[i]
+    low, last = 0, 0  # the first and the last window that have most: take the one between
+    for i in range(225):
+        more = sample[i + 32] - sample[i] - sample[low + 32] + sample[low]
+        low = i if more > 0 else low
+        last = i if more >= 0 else last
+    low = (low + last) // 2
+    u8, u16, five, ten, least = np.uint8, np.uint16, np.uint16(5), np.uint16(10), np.uint8(low)
+    waiting = np.full(256, -1, np.int64)  # a row of each class that has no second one yet
+    base, found = np.empty(width, np.uint16), np.empty(width, np.uint16)
+    for j in range(width):
+        base[j] = u16(u16(column_class[j]) << ten)
+    for r in range(rows):
+        number = row_class[r]
+        other = waiting[number]
+        waiting[number] = r if other < 0 else -1
+        if other < 0:
+            continue
+        one, two, context = plane[other], plane[r], u16(u16(number) << ten)
+        outside = u8(0)
+        for j in range(width):
+            first, second = u8(one[j] - least), u8(two[j] - least)
+            outside = u8(outside | u8(first | second))
+            found[j] = u16(u16(base[j] + context) + u16(u16(u16(first) << five) + u16(second)))
+        if outside < u8(32):
+            for j in range(width):
+                pairs_of[found[j]] += np.int32(1)
+        else:
+            for j in range(width):
+                begin = np.int64(number) + np.int64(column_class[j]) << 8
+                counts_of[begin + np.int64(one[j])] += np.int32(1)
+                counts_of[begin + np.int64(two[j])] += np.int32(1)
+    for number in range(256):
+        if waiting[number] >= 0:
+            row = plane[waiting[number]]
+            for j in range(width):
+                counts_of[(np.int64(number) + np.int64(column_class[j]) << 8) + np.int64(row[j])] += np.int32(1)
+    for c in range(contexts):
+        out = counts[c, low : low + 32]
+        for k in range(32):
+            line = pairs[c, k]
+            total = np.int32(0)
+            for i in range(32):
+                total += line[i]
+            if total:
+                out[k] += total
+                for i in range(32):
+                    out[i] += line[i]
+    return counts.astype(np.int64)
 
 
 def _places_numpy(
-    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]
+    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, bits: int, found: NDArray[np.int32]
 ) -> None:
     """Fill `found` int32 [rows, width] with where the table of each byte begins:
-    clip((row class + column class >> shift) - low, 0, tables - 1) * 2^11."""
+    clip((row class + column class >> shift) - low, 0, tables - 1) * 2^bits."""
     context = row_class[:, None] + column_class
-    found[:] = np.clip((context >> shift) - low, 0, tables - 1) << 11
+    found[:] = np.clip((context >> shift) - low, 0, tables - 1) << bits
 
 
 @jit(twin=_places_numpy)
-def places(row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, found: NDArray[np.int32]) -> None:
+def places(
+    row_class: Counts, column_class: Bytes, shift: int, low: int, tables: int, bits: int, found: NDArray[np.int32]
+) -> None:
     for r in range(row_class.size):
         out, base = found[r], row_class[r]
         for j in range(out.size):
-            out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << 11
-
-
-def _grouped_numpy(counts: Counts, shift: int, few: int) -> tuple[int, Counts]:
-    """Sum `counts` [contexts, 256] over 2^shift contexts each, and those at both ends into one that has at least `few`.
-
-    Returns which group is the first, and the sums, int64 [groups, 256].
-    """
-    groups = np.add.reduceat(counts, np.arange(0, len(counts), 1 << shift))
-    each = groups.sum(axis=1)
-    low = int(np.argmax(np.cumsum(each) >= few))
-    high = max(low, len(groups) - 1 - int(np.argmax(np.cumsum(each[::-1]) >= few)))
-    found = groups[low : high + 1].copy()
-    found[0] += groups[:low].sum(axis=0)
-    found[-1] += groups[high + 1 :].sum(axis=0)
-    return low, found
-
-
-@jit(twin=_grouped_numpy)
-def grouped(counts: Counts, shift: int, few: int) -> tuple[int, Counts]:
-    number = (counts.shape[0] - 1 >> shift) + 1
-    each = np.zeros(number, np.int64)
-    for c in range(counts.shape[0]):
-        row = counts[c]
-        for s in range(row.size):
-            each[c >> shift] += row[s]
-    low, high = 0, number - 1
-    below, above = each[low], each[high]
-    while below < few and low < number - 1:
-        low += 1
-        below += each[low]
-    while above < few and high > 0:
-        high -= 1
-        above += each[high]
-    if below < few or above < few:  # all together are few
-        low, high = 0, number - 1
-    high = max(low, high)
-    found = np.zeros((high - low + 1, 256), np.int64)
-    for c in range(counts.shape[0]):
-        row, out = counts[c], found[min(max((c >> shift) - low, 0), high - low)]
-        for s in range(row.size):
-            out[s] += row[s]
-    return low, found
-
-
-def _normalised_numpy(counts: Counts, rates: Counts) -> tuple[Counts, int]:
-    """Frequencies int64 [tables, 256] that add up to 2^11 in each row, about as `counts` [tables, 256], and the bits
-    that coding with them takes. `rates` int64 [2^11 + 1]: 1/256 bits of a symbol by its frequency.
-
-    Whatever was counted gets 1 at least and nothing gets all: a row with one symbol gives 1 to the next. What rounding
-    leaves is given to, or taken from, the symbols that gain most or lose least by it.
-    """
-    total = len(rates) - 1
-    frequencies = np.zeros(counts.shape, np.int64)
-    for row, found in zip(counts, frequencies, strict=True):
-        (used,) = np.nonzero(row)
-        if len(used) < 2:
-            only = int(used[0]) if len(used) else 0
-            found[only], found[(only + 1) % SYMBOLS] = total - 1, 1
-            continue
-        weights, whole = row[used], int(row.sum())
-        each = np.clip((weights * total + whole // 2) // whole, 1, total - 1)
-        while (lacking := total - int(each.sum())) != 0:
-            if lacking > 0:
-                each[np.argmax(weights / each)] += 1
-            else:
-                each[np.argmin(np.where(each > 1, weights / each, np.inf))] -= 1
-        found[used] = each
-    return frequencies, int((counts * rates[frequencies]).sum()) >> 8
-
-
-@jit(twin=_normalised_numpy)
-def normalised(counts: Counts, rates: Counts) -> tuple[Counts, int]:
-    total = rates.size - 1
-    frequencies = np.zeros(counts.shape, np.int64)
-    used, each = np.empty(256, np.int64), np.empty(256, np.int64)
-    ratio = np.empty(256, np.float64)
-    cost = 0
-    for t in range(counts.shape[0]):
-        row, found = counts[t], frequencies[t]
-        number, whole = 0, 0
-        for s in range(row.size):
-            if row[s] > 0:
-                used[number] = s
-                number += 1
-                whole += row[s]
-        if number < 2:
-            only = used[0] if number else 0
-            found[only] = total - 1
-            found[(only + 1) % 256] = 1
-            cost += row[only] * rates[total - 1]
-            continue
-        lacking = total
-        for k in range(number):
-            each[k] = min(max((row[used[k]] * total + whole // 2) // whole, 1), total - 1)
-            ratio[k] = row[used[k]] / each[k]
-            lacking -= each[k]
-        while lacking != 0:
-            place = -1
-            for k in range(number):
-                if lacking > 0:
-                    if place < 0 or ratio[k] > ratio[place]:
-                        place = k
-                elif each[k] > 1 and (place < 0 or ratio[k] < ratio[place]):
-                    place = k
-            step = 1 if lacking > 0 else -1
-            each[place] += step
-            ratio[place] = row[used[place]] / each[place]
-            lacking -= step
-        for k in range(number):
-            found[used[k]] = each[k]
-            cost += row[used[k]] * rates[each[k]]
-    return frequencies, cost >> 8
-
-
-def _slots_numpy(frequencies: Counts) -> NDArray[np.uint32]:
-    """What the decoder looks up: frequency << 20 | offset in the interval << 8 | symbol, one table after the other."""
-    symbols = np.tile(np.arange(SYMBOLS), len(frequencies))
-    each = frequencies.reshape(-1)
-    starts = np.cumsum(each) - each
-    offsets = np.arange(int(each.sum())) - np.repeat(starts, each)
-    return (np.repeat(each, each) << 20 | offsets << 8 | np.repeat(symbols, each)).astype(np.uint32)
-
-
-@jit(twin=_slots_numpy)
-def slots(frequencies: Counts) -> NDArray[np.uint32]:
-    found = np.empty(frequencies.sum(), np.uint32)
-    begin = 0
-    for t in range(frequencies.shape[0]):
-        row = frequencies[t]
-        for s in range(row.size):
-            part = found[begin : begin + row[s]]
-            entry = np.uint32(np.uint32(row[s]) << np.uint32(20) | np.uint32(s))
-            for k in range(part.size):
-                part[k] = np.uint32(entry + (np.uint32(k) << np.uint32(8)))
-            begin += row[s]
-    return found
-
-
-def _write_tables_numpy(frequencies: Counts) -> Bytes:
-    """The bytes of `frequencies` [tables, 256], all below 2^14: of each table the first symbol used, how many there are
-    up to the last one, less one, and their frequencies; a number above 127 takes two bytes, the lower 7 bits with the
-    top bit set first."""
-    out = bytearray()
-    for row in frequencies:
-        (used,) = np.nonzero(row)
-        first, last = int(used[0]), int(used[-1])
-        for number in (first, last - first, *row[first : last + 1].tolist()):
-            out += bytes((number & 127 | 128, number >> 7)) if number > 127 else bytes((number,))
-    return np.frombuffer(out, np.uint8)
-
-
-@jit(twin=_write_tables_numpy)
-def write_tables(frequencies: Counts) -> Bytes:
-    out = np.empty(frequencies.shape[0] * 516, np.uint8)
-    place = 0
-    for t in range(frequencies.shape[0]):
-        row = frequencies[t]
-        first, last = 255, 0
-        for s in range(256):
-            if row[s] > 0:
-                first, last = min(first, s), s
-        for k in range(first - 2, last + 1):
-            number = row[k] if k >= first else (first if k == first - 2 else last - first)
-            if number > 127:
-                out[place] = np.uint8(number & 127 | 128)
-                place += 1
-                number >>= 7
-            out[place] = np.uint8(number)
-            place += 1
-    return out[:place].copy()
-
-
-def _read_tables_numpy(data: Bytes, place: int, frequencies: Counts, total: int) -> int:
-    """Fill `frequencies` [tables, 256], zeros, with what `write_tables` wrote, from byte `place` on; where it ends.
-
-    -1: it does not end, a number is longer than it needs to be, a symbol is above 255, a frequency is `total`, or the
-    frequencies of a table do not add up to it.
-    """
-    for row in frequencies:
-        numbers: list[int] = []
-        while len(numbers) < 2 or len(numbers) < numbers[1] + 3:
-            if place >= len(data):
-                return -1
-            number = int(data[place])
-            place += 1
-            if number > 127:
-                if place >= len(data) or not 0 < data[place] < 128:
-                    return -1
-                number = number & 127 | int(data[place]) << 7
-                place += 1
-            numbers.append(number)
-            if len(numbers) == 2 and sum(numbers) > 255:
-                return -1
-        row[numbers[0] : numbers[0] + numbers[1] + 1] = numbers[2:]
-        if row.sum() != total or row.max() == total:
-            return -1
-    return place
-
-
-@jit(twin=_read_tables_numpy)
-def read_tables(data: Bytes, place: int, frequencies: Counts, total: int) -> int:
-    for t in range(frequencies.shape[0]):
-        row = frequencies[t]
-        numbers, left = 0, total
-        count: Any = 2
-        first: Any = 0
-        while numbers < count:
-            if place >= data.size:
-                return -1
-            number = np.int64(data[place])
-            place += 1
-            if number > 127:
-                if place >= data.size or data[place] == 0 or data[place] > 127:
-                    return -1
-                number = number & 127 | np.int64(data[place]) << 7
-                place += 1
-            if numbers == 0:
-                first = number
-            elif numbers == 1:
-                count = number + 3
-                if first + number > 255:
-                    return -1
-            else:
-                row[first + numbers - 2] = number
-                left -= int(number)
-                if number == total:
-                    return -1
-            numbers += 1
-        if left != 0:
-            return -1
-    return place
+            out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << bits
 
 
 def _used_numpy(planes: Bytes) -> Bytes:
@@ -490,13 +355,13 @@ def used(planes: Bytes) -> Bytes:
     return found
 
 
-def _with_other_numpy(first: Bytes, used: Bytes, other: Any) -> Bytes:
+def _with_other_numpy(first: Bytes, used: Bytes, other: np.uint8) -> Bytes:
     """`first` [n] with `other` where it is 0 and `used` [n], 0 or 1, is not."""
     return np.where((first == 0) & (used != 0), other, first)
 
 
 @jit(twin=_with_other_numpy)
-def with_other(first: Bytes, used: Bytes, other: Any) -> Bytes:
+def with_other(first: Bytes, used: Bytes, other: np.uint8) -> Bytes:
     symbols = np.empty(first.size, np.uint8)
     for i in range(first.size):  # times 0 or 1, not a choice: it is not vectorised
         symbols[i] = np.uint8(first[i] + other * np.uint8(used[i] * np.uint8(first[i] == np.uint8(0))))

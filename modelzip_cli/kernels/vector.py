@@ -1,5 +1,5 @@
-"""rANS with eight lanes an instruction: the kernels of `rans` and `points` again, for CPUs with AVX2. The only module
-that imports llvmlite.
+"""rANS with eight lanes an instruction: the kernels of `rans` and `points` again, for CPUs with AVX2. With AVX-512, the
+encoder takes 16 lanes and the decoder fewer steps. The only module that imports llvmlite.
 
 A gather looks up eight table entries, and a shuffle out of a table of 256 spreads the next words over the lanes that
 need one, or packs those of the lanes that give one. What is left over, at the end of a row or of the words, is done a
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from modelzip_cli.kernels import points, rans
 from modelzip_cli.kernels.jit import jit
 from modelzip_cli.kernels.points import Classes, LowBits
-from modelzip_cli.kernels.rans import Index, Slots, States, Words
+from modelzip_cli.kernels.rans import Bytes, Lines, Slots, States, Symbols, Words
 
 AVAILABLE: bool = "+avx2" in cpu_target.target_context.codegen().magic_tuple()[2]  # of the CPU compiled for
+WIDE: bool = "+avx512vl" in cpu_target.target_context.codegen().magic_tuple()[2]  # has 16 lanes, and more for 8
 
 lowering: Any = cgutils  # without annotations of their own
 kinds: Any = types
@@ -74,6 +75,13 @@ class _Vectors:
     def gather(self, base: Any, at: Any) -> Any:
         """The 32-bit entries `at`."""
         pointer = I8.as_pointer()
+        if at.type != INTS:
+            truths = ir.VectorType(ir.IntType(1), at.type.count)
+            kind = ir.FunctionType(at.type, [at.type, pointer, at.type, truths, I32])
+            call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx512.mask.gather.dpi.512")
+            start = self.builder.bitcast(base, pointer)
+            every = ir.Constant(truths, [1] * truths.count)
+            return self.builder.call(call, [self.splat(0, at.type), start, at, every, ir.Constant(I32, 4)])
         kind = ir.FunctionType(INTS, [INTS, pointer, INTS, INTS, I8])
         call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx2.gather.d.d.256")
         start = self.builder.bitcast(base, pointer)
@@ -93,6 +101,22 @@ class _Vectors:
             self.module, ir.FunctionType(SHUFFLE, [SHUFFLE, SHUFFLE]), "llvm.x86.ssse3.pshuf.b.128"
         )
         return self.builder.bitcast(self.builder.call(call, [self.builder.bitcast(words, SHUFFLE), control]), SHORTS)
+
+    def parts(self, *vectors: Any) -> list[Any]:
+        """Eight lanes at a time of vectors, as tuples."""
+        found = []
+        for first in range(0, vectors[0].type.count, LANES):
+            lanes = ir.Constant(ir.VectorType(I32, LANES), [*range(first, first + LANES)])
+            found.append(tuple(self.builder.shuffle_vector(each, each, lanes) for each in vectors))
+        return found
+
+    def spread(self, words: Any, chosen: Any, mask: Any) -> Any:
+        """The first of eight words as 32-bit lanes where `chosen` is true, 0 elsewhere."""
+        if not WIDE:
+            return self.builder.zext(self.shuffled(words, mask, "modelzip_spread", pack=False), INTS)
+        kind = ir.FunctionType(INTS, [INTS, INTS, chosen.type])
+        call = lowering.get_or_insert_function(self.module, kind, "llvm.x86.avx512.mask.expand.v8i32")
+        return self.builder.call(call, [self.builder.zext(words, INTS), self.splat(0), chosen])
 
     def mask_and_count(self, chosen: Any) -> tuple[Any, Any]:
         """Eight truth values as an 8-bit integer, and how many are true."""
@@ -149,8 +173,7 @@ def _decode_groups(
                 x = b.add(x, b.and_(b.lshr(entry, v.splat(8)), v.splat(4095)))
                 short = b.icmp_unsigned("<", x, v.splat(1 << 16))
                 mask, count = v.mask_and_count(short)
-                spread = v.shuffled(v.load(word, taken, SHORTS), mask, "modelzip_spread", pack=False)
-                x = b.or_(b.select(short, b.shl(x, v.splat(16)), x), b.zext(spread, INTS))
+                x = b.or_(b.select(short, b.shl(x, v.splat(16)), x), v.spread(v.load(word, taken, SHORTS), short, mask))
                 b.store(x, x_at)
                 taken = b.add(taken, count)
             for entry, start in zip(found, starts, strict=True):
@@ -170,22 +193,33 @@ decode_groups: Any = intrinsic(_decode_groups)
 
 
 def _encode_groups(
-    typing: Any, index: Any, columns: Any, intervals: Any, bits: Any, states: Any, room: Any, place: Any
+    typing: Any, symbols: Any, columns: Any, intervals: Any, line: Any, bits: Any, states: Any, room: Any, place: Any
 ) -> Any:
-    """Encode groups of 32 columns from `columns`, a multiple of 32, to the left, as long as there is room for sure."""
-    _check(index=(index, 16), intervals=(intervals, 32), states=(states, 32), room=(room, 16))
-    signature = kinds.UniTuple(kinds.int64, 2)(index, kinds.int64, intervals, kinds.int64, states, room, kinds.int64)
+    """Encode groups of 32 columns from `columns`, a multiple of 32, to the left, as long as there is room for sure.
+
+    A state is divided by multiplying with a reciprocal that is slightly too small, which no other step waits for: the
+    quotient is right or one too small.
+    """
+    narrow = 8 if symbols.dtype.bitwidth == 8 else 16
+    _check(symbols=(symbols, narrow), intervals=(intervals, 32), line=(line, 32), states=(states, 32), room=(room, 16))
+    signature = kinds.UniTuple(kinds.int64, 2)(
+        symbols, kinds.int64, intervals, line, kinds.int64, states, room, kinds.int64
+    )
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 4, 5)}
-        symbol, interval, state, word = (arrays[i].data for i in (0, 2, 4, 5))
-        bits = b.trunc(arguments[3], I32)
+        arrays = {i: context.make_array(signature.args[i])(context, b, arguments[i]) for i in (0, 2, 3, 5, 6)}
+        symbol, interval, offset, state, word = (arrays[i].data for i in (0, 2, 3, 5, 6))
+        bits = b.trunc(arguments[4], I32)
         v = _Vectors(b)
-        at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[6])
+        at, now = lowering.alloca_once_value(b, arguments[1]), lowering.alloca_once_value(b, arguments[7])
         if AVAILABLE:
-            shift, down = v.splat(bits), v.splat(b.sub(ir.Constant(I32, 32), bits))
-            starts = [ir.Constant(I64, LANES * part) for part in range(VECTORS)]
-            xs = [lowering.alloca_once_value(b, v.load(state, start, INTS)) for start in starts]
+            wide = 2 * LANES if WIDE else LANES
+            ints, floats = ir.VectorType(I32, wide), ir.VectorType(ir.FloatType(), wide)
+            shift, down = v.splat(bits, ints), v.splat(b.sub(ir.Constant(I32, 32), bits), ints)
+            total = v.splat(b.shl(ir.Constant(I32, 1), bits), ints)
+            nearly_one = ir.Constant(floats, [1 - 2**-22] * wide)
+            starts = [ir.Constant(I64, first) for first in range(0, rans.LANES, wide)]
+            xs = [lowering.alloca_once_value(b, v.load(state, start, ints)) for start in starts]
             group = ir.Constant(I64, rans.LANES)
             test, body, end = (b.append_basic_block(name) for name in ("test", "body", "end"))
             b.branch(test)
@@ -199,25 +233,24 @@ def _encode_groups(
             b.position_at_end(body)
             column = b.sub(column, group)
             for x_at, start in reversed([*zip(xs, starts, strict=True)]):
-                x = b.load(x_at)
-                found = v.gather(interval, b.zext(v.load(symbol, b.add(column, start), SHORTS), INTS))
-                f, c = b.and_(found, v.splat(0xFFFF)), b.lshr(found, v.splat(16))
-                full = b.icmp_unsigned(">=", x, b.shl(f, down))
-                mask, count = v.mask_and_count(full)
-                packed = v.shuffled(b.trunc(x, SHORTS), mask, "modelzip_pack", pack=True)
-                v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
-                place = b.sub(place, count)
-                x = b.select(full, b.lshr(x, v.splat(16)), x)
-                # q is below 2^(32 - bits), at most 2^22, where the quotient of floats is off by less than one
-                half = b.sitofp(b.lshr(x, v.splat(1)), FLOATS)
-                guess = b.fdiv(b.fadd(half, half), b.sitofp(f, FLOATS))
-                q = b.fptosi(guess, INTS)
+                x, first = b.load(x_at), b.add(column, start)
+                own = b.zext(v.load(symbol, first, ir.VectorType(ir.IntType(narrow), wide)), ints)
+                found = v.gather(interval, b.add(own, v.load(offset, first, ints)))
+                f, c = b.and_(found, v.splat(0xFFFF, ints)), b.lshr(found, v.splat(16, ints))
+                reciprocal = b.fdiv(nearly_one, b.sitofp(f, floats))
+                full = b.icmp_unsigned(">=", x, b.shl(found, down))
+                for part in reversed(v.parts(b.trunc(x, ir.VectorType(I16, wide)), full)):
+                    mask, count = v.mask_and_count(part[1])
+                    packed = v.shuffled(part[0], mask, "modelzip_pack", pack=True)
+                    v.store(packed, word, b.sub(place, ir.Constant(I64, LANES)))  # below `place`: written over later
+                    place = b.sub(place, count)
+                x = b.select(full, b.lshr(x, v.splat(16, ints)), x)
+                # x is below 2^(32 - bits) f, so q below 2^21, and three roundings and the 2^-22 cost less than one
+                q = b.fptosi(b.fmul(b.uitofp(x, floats), reciprocal), ints)
                 rest = b.sub(x, b.mul(q, f))
-                less = b.ashr(rest, v.splat(31))
-                q, rest = b.add(q, less), b.add(rest, b.and_(f, less))
-                more = b.sext(b.icmp_signed(">=", rest, f), INTS)
-                q, rest = b.sub(q, more), b.sub(rest, b.and_(f, more))
-                b.store(b.add(b.shl(q, shift), b.add(rest, c)), x_at)
+                x = b.add(b.add(rest, c), b.shl(q, shift))
+                more = b.icmp_signed(">=", rest, f)
+                b.store(b.add(x, b.select(more, b.sub(total, f), v.splat(0, ints))), x_at)
             b.store(place, now)
             b.store(column, at)
             b.branch(test)
@@ -233,19 +266,27 @@ encode_groups: Any = intrinsic(_encode_groups)
 
 
 @jit(twin=rans._encode_numpy)
-def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: States, room: Words) -> int:
+def encode(
+    symbols: Symbols,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    intervals: NDArray[np.uint32],
+    bits: int,
+    states: States,
+    room: Words,
+) -> int:
     place, lanes = room.size, states.size
     b, down = np.uint32(bits), np.uint32(32 - bits)
-    for back in range(index.shape[0]):
-        row = index[index.shape[0] - 1 - back]
+    for back in range(symbols.shape[0] - 1, -1, -1):
+        row, line = symbols[back], lines[line_of[back]]
         column = row.size
         while column > 0:
             if lanes == 32 and column % 32 == 0:
-                place, column = encode_groups(row, column, intervals, bits, states, room, place)
+                place, column = encode_groups(row, column, intervals, line, bits, states, room, place)
             if column > 0:
                 left = (column - 1) // lanes * lanes
                 for j in range(column - 1, left - 1, -1):
-                    found = intervals[row[j]]
+                    found = intervals[np.uint64(row[j]) + np.uint64(line[j])]
                     f, c, x = np.uint32(found & np.uint32(0xFFFF)), np.uint32(found >> np.uint32(16)), states[j - left]
                     if x >= np.uint32(f << down):
                         place -= 1
@@ -258,12 +299,18 @@ def encode(index: Index, intervals: NDArray[np.uint32], bits: int, states: State
 
 @jit(twin=rans._decode_symbols_numpy)
 def decode_symbols(
-    words: Words, states: States, slots: Slots, offsets: NDArray[np.int32], bits: int, symbols: NDArray[np.uint8]
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    symbols: NDArray[np.uint8],
 ) -> int:
     place, lanes, b, mask = 0, states.size, np.uint32(bits), np.uint32((1 << bits) - 1)
     x = states.copy()
     for i in range(symbols.shape[0]):
-        row, offset, done = symbols[i], offsets[i], 0
+        row, offset, done = symbols[i], lines[line_of[i]], 0
         if lanes == 32:
             place, done = decode_groups(words, place, x, slots, offset, bits, row)
         for j in range(done, row.size):
@@ -278,6 +325,50 @@ def decode_symbols(
                 y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
                 place += 1
             x[lane] = y
+    states[:] = x
+    return int(place)
+
+
+@jit(twin=rans._decode_units16_numpy)
+def decode_units16(
+    words: Words,
+    states: States,
+    slots: Slots,
+    lines: Lines,
+    line_of: NDArray[np.intp],
+    bits: int,
+    second: Bytes,
+    units: Words,
+) -> int:
+    u16, high, low = np.uint16, np.uint16(0x80), np.uint16(0x7F)
+    lanes, width, b, mask = states.size, lines.shape[1], np.uint32(bits), np.uint32((1 << bits) - 1)
+    x, row = states.copy(), np.empty(width, np.uint8)
+    place: Any = 0
+    for i in range(line_of.size):
+        offset, done = lines[line_of[i]], 0
+        if lanes == 32:
+            place, done = decode_groups(words, place, x, slots, offset, bits, row)
+        for j in range(done, width):
+            lane = j % lanes
+            y = x[lane]
+            found = slots[np.uint64(offset[j]) + np.uint64(y & mask)]
+            row[j] = np.uint8(found)
+            y = np.uint32((found >> np.uint32(20)) * (y >> b) + (found >> np.uint32(8) & np.uint32(4095)))
+            if y < np.uint32(65536):
+                if place >= words.size:
+                    return -1
+                y = np.uint32(y << np.uint32(16) | np.uint32(words[place]))
+                place += 1
+            x[lane] = y
+        begin = i * width
+        size = min(width, units.size - begin)
+        for j in range(size):
+            rest = u16(second[begin + j])
+            sign = u16(u16(rest & high) << u16(8))
+            units[begin + j] = u16(u16(sign | u16(u16(row[j]) << u16(7))) | u16(rest & low))
+        for j in range(size, width):
+            if row[j] != row[size - 1]:
+                return -1
     states[:] = x
     return int(place)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -281,3 +283,12 @@ def test_forged_streams_are_refused(data):
 def test_classes_may_be_any_bytes():
     data = bytes([1, 0, 3, 2, 255, 7, 1, 255, 1, 255]) + TABLE * 2 + bytes([0]) + START * 2
     is_harmless(np.frombuffer(data, np.uint8), DTYPES["u8"], 100, 10)
+
+
+def test_a_thread_that_unpacks_first_what_needs_no_memory_gives_the_same():
+    """Scratch memory belongs to a thread: the first request of a new one may be for nothing."""
+    bits = np.full(24, 30479, np.uint32)
+    bits[9] = 31308
+    packed = pack(bits, F32, 3).tobytes()
+    with ThreadPoolExecutor(1) as fresh:
+        assert np.array_equal(fresh.submit(unpack, packed, F32, 24, 3).result(), bits)

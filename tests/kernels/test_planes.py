@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from modelzip_cli.coders.tables import RATES, TOTAL, Tables
-from modelzip_cli.kernels import planes
+from modelzip_cli.kernels import coding_tables, planes
 from tests.strategies import shapes
 
 BYTES = st.integers(0, 255) | st.sampled_from([0, 0, 1, 120, 255])
@@ -42,6 +42,18 @@ def test_units_of_16_bits_are_split_and_merged(bits):
     assert np.array_equal(merged, bits)
 
 
+@given(hnp.arrays(np.uint16, shapes(min_side=1)))
+def test_units_of_16_bits_are_split_and_surveyed(bits):
+    halves = np.empty((2, bits.size), np.uint8)
+    (rows, columns, least), halves = same(planes.survey16, bits.reshape(-1), bits.shape[1], halves, fills=[2])
+    assert np.array_equal(halves[0], bits.reshape(-1) >> 7 & 255)
+    assert (rows.sum(), least) == (columns.sum(), halves[0].min())
+
+
+def test_a_survey_does_not_overflow():
+    same(planes.survey16, np.full(700 * 600, 0x7FFF, np.uint16), 600, np.empty((2, 700 * 600), np.uint8), fills=[2])
+
+
 @given(hnp.arrays(np.uint32, st.integers(0, 300)))
 def test_units_of_32_bits_are_split_and_merged(bits):
     _, parts = same(planes.split32, bits, np.empty((4, len(bits)), np.uint8), fills=[1])
@@ -65,13 +77,11 @@ def test_sums_do_not_overflow():
 @given(PLANES, st.data())
 def test_contexts_are_those_of_the_twins(plane, data):
     classes = [data.draw(hnp.arrays(np.uint8, side, elements=st.integers(0, 31))) for side in plane.shape]
-    index = np.empty(plane.shape, np.uint16)
-    (counts, index) = same(planes.tally, plane, *classes, index, 63, fills=[3])
+    counts, *_ = same(planes.tally, plane, *classes, 63)
     assert counts.sum() == plane.size
-    assert np.array_equal(index & 255, plane)
     for shift in range(3):
         for few in (1, 50, 10_000):
-            (_, groups), *_ = same(planes.grouped, counts, shift, few)
+            (_, groups), *_ = same(coding_tables.grouped, counts, shift, few)
             assert groups.sum() == plane.size
 
 
@@ -81,11 +91,12 @@ def test_contexts_are_those_of_the_twins(plane, data):
     st.integers(0, 7),
     st.integers(0, 255),
     st.integers(1, 64),
+    st.sampled_from([8, 11]),
 )
-def test_offsets_lie_inside_the_tables(rows, columns, shift, low, tables):
+def test_offsets_lie_inside_the_tables(rows, columns, shift, low, tables, bits):
     found = np.empty((len(rows), len(columns)), np.int32)
-    _, found = same(planes.places, rows, columns, shift, low, tables, found, fills=[5])
-    assert ((found >= 0) & (found < tables * TOTAL) & (found % TOTAL == 0)).all()
+    _, found = same(planes.places, rows, columns, shift, low, tables, bits, found, fills=[6])
+    assert ((found >= 0) & (found < tables << bits) & (found % (1 << bits) == 0)).all()
 
 
 @given(
@@ -111,28 +122,28 @@ COUNTS = hnp.arrays(
 
 @given(COUNTS)
 def test_tables_add_up_and_come_back(counts):
-    (frequencies, bits), *_ = same(planes.normalised, counts, RATES)
+    (frequencies, bits), *_ = same(coding_tables.normalised, counts, RATES)
     assert (frequencies.sum(axis=1) == TOTAL).all()
     assert frequencies.max() < TOTAL
     assert (frequencies[counts > 0] > 0).all()
     assert bits >= 0
-    written, *_ = same(planes.write_tables, frequencies)
-    slots, *_ = same(planes.slots, frequencies)
+    written, *_ = same(coding_tables.write_tables, frequencies)
+    slots, *_ = same(coding_tables.slots, frequencies)
     assert np.array_equal(slots, Tables(frequencies).slots)
     empty = np.zeros_like(frequencies)
-    end, read = same(planes.read_tables, written, 0, empty, TOTAL, fills=[2])
+    end, read = same(coding_tables.read_tables, written, 0, empty, TOTAL, fills=[2])
     assert end == len(written)
     assert np.array_equal(read, frequencies)
 
 
 @given(COUNTS, st.data())
 def test_damaged_tables_are_refused_or_add_up(counts, data):
-    written = planes.write_tables.twin(planes.normalised.twin(counts[:1], RATES)[0]).copy()
+    written = coding_tables.write_tables.twin(coding_tables.normalised.twin(counts[:1], RATES)[0]).copy()
     place = data.draw(st.integers(0, min(len(written), 40) - 1))
     written[place] ^= data.draw(st.integers(1, 255))
     read = np.zeros((2, 1, 256), np.int64)
-    end = planes.read_tables.compiled(written, 0, read[0], TOTAL)
-    assert planes.read_tables.twin(written, 0, read[1], TOTAL) == end
+    end = coding_tables.read_tables.compiled(written, 0, read[0], TOTAL)
+    assert coding_tables.read_tables.twin(written, 0, read[1], TOTAL) == end
     if end >= 0:
         assert np.array_equal(read[0], read[1])
         assert read[0].sum() == TOTAL > read[0].max()
@@ -159,3 +170,10 @@ def test_what_belongs_to_zeros_is_left_out_and_put_back(symbols, data):
 def test_the_smallest_inputs_are_counted(size):
     counts, *_ = same(planes.count, np.full(size, 7, np.uint8))
     assert counts[7] == size
+
+
+@pytest.mark.parametrize("size", [(1 << 17) - 1, 1 << 17, (1 << 17) + 1])
+def test_large_inputs_are_counted_by_pairs(size):
+    symbols = np.random.default_rng(size).geometric(0.03, size).astype(np.uint8)
+    same(planes.count, symbols)
+    same(planes.count, np.full(size, 255, np.uint8))

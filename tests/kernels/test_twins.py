@@ -30,10 +30,10 @@ BITS16 = st.integers(0, 2**16 - 1)
 
 
 def all_kernels() -> dict[str, Kernel]:
-    """The kernels of all modules by module and name, but those of planes: test_planes.py has them."""
+    """The kernels of all modules by module and name, but those of the lossless coder: test_planes.py has them."""
     found = {}
     for module in pkgutil.iter_modules(kernels.__path__):
-        if module.name == "planes":
+        if module.name in ("planes", "coding_tables"):
             continue
         for value in vars(import_module(f"{kernels.__name__}.{module.name}")).values():
             if isinstance(value, Kernel) and value.body.__module__.endswith(f".{module.name}"):
@@ -135,7 +135,7 @@ def codes() -> st.SearchStrategy[Codes]:
         st.integers(1, 140),
         machine=st.booleans(),
         low=st.booleans(),
-        bits=st.sampled_from([10, 11, 12]),
+        bits=st.sampled_from([11, 12]),
     )
 
 
@@ -155,21 +155,36 @@ def words_of(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     index, escapes, low = indices(found)
     states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
     room = np.empty(index.size + LANES + 1, np.uint16)
-    begin = all_kernels()["rans._encode"].twin(index, found.intervals, found.bits, states, room)
+    begin = all_kernels()["rans._encode"].twin(*placed(index), found.intervals, found.bits, states, room)
     return index, states, room[begin:].copy(), escapes, low
+
+
+def placed(index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The bytes of an index, where the tables of rows begin, and which of these a row has."""
+    lines, line_of = np.unique((index >> 8).astype(np.int32) << 8, axis=0, return_inverse=True)
+    return (index & 255).astype(np.uint8), lines, line_of.reshape(-1)
 
 
 def encoding(found: Codes) -> Arguments:
     """Arguments of the encoder."""
     index = indices(found)[0]
     states = np.full(min(LANES, index.shape[1]), LOWEST, np.uint32)
-    return index, found.intervals, found.bits, states, np.zeros(index.size + LANES + 1, np.uint16)
+    return *placed(index), found.intervals, found.bits, states, np.zeros(index.size + LANES + 1, np.uint16)
 
 
 def decoding(found: Codes) -> Arguments:
     """Arguments of the decoder of symbols."""
     index, states, words, _, _ = words_of(found)
-    return words, states, found.slots, found.offsets(index), found.bits, np.zeros(index.shape, np.uint8)
+    lines, line_of = np.unique(found.offsets(index), axis=0, return_inverse=True)
+    return words, states, found.slots, lines, line_of.reshape(-1), found.bits, np.zeros(index.shape, np.uint8)
+
+
+def merging(found: Codes) -> Arguments:
+    """Arguments of the decoder of units; the last row may be filled up with what is another symbol."""
+    *stream, symbols = decoding(found)
+    size = max(symbols.size - min(len(found.rows), symbols.shape[1] - 1), 1)
+    second = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8)
+    return *stream, second, np.zeros(size, np.uint16)
 
 
 def indexing(found: Codes) -> Arguments:
@@ -234,6 +249,59 @@ def plain_grid(draw: st.DrawFn) -> Arguments:
     return weights, np.float32(256), classes, prices, np.zeros((length, lanes), np.int16)
 
 
+@st.composite
+def scored(draw: st.DrawFn, shape: st.SearchStrategy[tuple[int, ...]]) -> Arguments:
+    """Raw bits of some width, and scores of the same shape with or without a sign, of which many are equal."""
+    sides, kind = draw(shape), draw(st.sampled_from([np.uint16, np.uint32]))
+    most = 8 * np.dtype(kind).itemsize
+    alike = st.integers(0, 3).map(
+        lambda place: (0, 1 << (most - 1), 0x3F80 << (most - 16), (0x3F80 << (most - 16)) + 1)[place]
+    )
+    scores = draw(hnp.arrays(kind, sides, elements=alike) | hnp.arrays(kind, sides))
+    return draw(hnp.arrays(draw(st.sampled_from([np.uint16, np.uint32, np.uint64])), sides)), scores
+
+
+def magnitude_of(scores: np.ndarray) -> Any:
+    """All bits but the sign."""
+    return scores.dtype.type(np.iinfo(scores.dtype).max >> 1)
+
+
+def zeroing(found: Arguments) -> Arguments:
+    """Bits, scores, their magnitude, a bound that is one of them, and 0."""
+    bits, scores = found
+    magnitude = magnitude_of(scores)
+    least = scores[len(scores) // 2] & magnitude if len(scores) else magnitude
+    return bits, scores, magnitude, least, bits.dtype.type(0)
+
+
+@st.composite
+def keeping(draw: st.DrawFn) -> Arguments:
+    """Bits and scores [groups, M, inner], and how many of each M to drop."""
+    groups, size, inner = draw(st.integers(0, 5)), draw(st.integers(2, 9)), draw(st.integers(1, 4))
+    bits, scores = draw(scored(st.just((groups, size, inner))))
+    return bits, scores, magnitude_of(scores), draw(st.integers(1, size - 1)), bits.dtype.type(0)
+
+
+@st.composite
+def keeping_of_four(draw: st.DrawFn) -> Arguments:
+    """The same for groups of four side by side."""
+    bits, scores = draw(scored(st.integers(0, 20).map(lambda groups: (4 * groups,))))
+    return bits, scores, magnitude_of(scores), draw(st.integers(1, 3))
+
+
+def scores_of(kind: type) -> st.SearchStrategy[np.ndarray]:
+    """Any bits, some hundreds at most."""
+    return hnp.arrays(kind, st.integers(0, 300))
+
+
+def few_high_bits() -> st.SearchStrategy[np.ndarray]:
+    """Scores with one of three upper halves, some of them negative."""
+    high, low = st.sampled_from([0, 1, 2, 1 << 15]), st.sampled_from([0, 1, 2**16 - 1])
+    return hnp.arrays(
+        np.uint32, st.integers(0, 300), elements=st.builds(lambda upper, lower: upper << 16 | lower, high, low)
+    )
+
+
 def decoded(returned: int, filled: Arguments) -> Arguments:
     """What was decoded; of a damaged stream, that it is."""
     return (returned, *filled) if returned >= 0 else (returned,)
@@ -244,8 +312,8 @@ Results = Callable[[Any, Arguments], Arguments]
 RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what must agree
     "sums.add_errors": lambda rest, given: (np.append(given[2], rest),),
     "sums.energies": lambda rows, given: (rows, given[1]),
-    "rans._encode": lambda begin, given: (begin, given[3], given[4][begin:]),
-    "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[5])),
+    "rans._encode": lambda begin, given: (begin, given[5], given[6][begin:]),
+    "rans._decode_symbols": lambda taken, given: decoded(taken, (given[1], given[6])),
     "points._index_of": lambda counts, given: (*counts, given[6], given[7], given[8][: counts[1]]),
     "points._decode_points": lambda taken, given: decoded(taken, (given[1], given[11])),
     "trellis._forward": lambda states, given: (states, given[7]),
@@ -253,6 +321,7 @@ RESULTS: dict[str, Results] = {  # of kernels that fill their arguments: what mu
     "trellis._grid_points": lambda nothing, given: (given[4],),
 }
 RESULTS |= {f"vector.{name}": RESULTS[f"rans._{name}"] for name in ("encode", "decode_symbols")}
+RESULTS |= {"vector.decode_units16": lambda taken, given: decoded(taken, (given[1], given[7]))}
 RESULTS |= {"vector.decode_points": RESULTS["points._decode_points"]}
 
 ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
@@ -283,6 +352,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "points._decode_points": codes().map(point_decoding),
     "vector.encode": codes().map(encoding),
     "vector.decode_symbols": codes().map(decoding),
+    "vector.decode_units16": codes().map(merging),
     "vector.decode_points": codes().map(point_decoding),
     "trellis._far": hnp.arrays(np.float32, st.integers(0, 9000), elements=st.floats(-4, 4, width=32)).map(
         lambda weights: (weights, np.float32(3))
@@ -290,6 +360,15 @@ ARGUMENTS: dict[str, st.SearchStrategy[Arguments]] = {
     "trellis._forward": forward(),
     "trellis._trace_back": trace_back(),
     "trellis._grid_points": plain_grid(),
+    "pruning._count_high": scores_of(np.uint16).map(lambda scores: (scores, 0))
+    | scores_of(np.uint32).map(lambda scores: (scores, 16)),
+    "pruning._count_low": st.tuples(scores_of(np.uint32) | few_high_bits(), st.integers(0, 2)),
+    "pruning._zero_below": scored(st.integers(0, 60).map(lambda size: (size,))).map(zeroing),
+    "pruning.random_scores": st.tuples(
+        st.integers(0, 2**64 - 1).map(np.uint64), st.integers(0, 2**40), st.integers(0, 99)
+    ),
+    "pruning._keep_largest": keeping(),
+    "pruning._keep_of_four": keeping_of_four(),
 }
 
 
