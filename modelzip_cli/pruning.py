@@ -29,12 +29,13 @@ from modelzip_cli.errors import Unreachable, UsageError, inert
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.pruning import HIGH, count_high, count_low
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import Source, TensorSpec
+from modelzip_cli.tensors import BF16, Source, TensorSpec
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits
 
 WINDOW = 16  # slabs in flight
+SAMPLED = 64  # one row in so many is looked at before all are
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Pruned:
     floored: bool = False
 
 
+Counts = tuple[NDArray[np.int64], ...]
 Masks = Mapping[str, Pruned]
 Chosen = Sequence[tuple[TensorSpec, float | None]]  # tensors to prune, each with a share of zeros of its own or None
 
@@ -102,6 +104,7 @@ class _Finder:
         self.own = {spec.name: share for spec, share in chosen if share is not None}
         self.by = asked.by
         self.profiles: dict[str, Profile] = {}
+        self.looked: set[tuple[str, int]] = set()  # tensors and the bins of theirs that were cut into single scores
 
     def by_pattern(self, pattern: Pattern) -> dict[str, Pruned]:
         """The masks of N:M, but of tensors with a share of their own."""
@@ -137,11 +140,19 @@ class _Finder:
         return {name: round(share * self.specs[name].size) for name, share in self.own.items() if name in self.specs}
 
     def count(self, *, allow_nonfinite: bool) -> None:
-        """One pass over all: scores by their upper 15 bits."""
+        """One pass over all: scores by their upper 15 bits, and of the bin that may be asked for by the others too."""
+        bins = self.guessed()
+
+        def look(spec: TensorSpec, keys: Bits) -> Counts:
+            again = (count_low(keys, bins[spec.name]),) if keys.dtype.itemsize == 4 and spec.name in bins else ()
+            return (count_high(keys), *again)
+
         for spec in self.specs.values():
             self.profiles[spec.name] = Profile.of(np.zeros(HIGH, np.int64), exact=True)  # of tensors without rows
-        for name, exact, counts in self.passed(self.specs.values(), lambda spec, keys: count_high(keys)):
-            self.profiles[name] = Profile.of(counts, exact=exact)
+        for name, exact, counts in self.passed(self.specs.values(), look):
+            self.profiles[name] = Profile.of(counts[0], exact=exact)
+            if len(counts) > 1:
+                self.looked_into(name, bins[name], counts[1])
         for name, profile in self.profiles.items():
             if profile.largest >= NONFINITE:
                 if not allow_nonfinite:
@@ -153,29 +164,69 @@ class _Finder:
         unclear = {
             name: key >> 16
             for name, key in at.items()
-            if not self.profiles[name].exact and key >> 16 << 16 in self.profiles[name].keys
+            if not self.profiles[name].exact
+            and key >> 16 << 16 in self.profiles[name].keys
+            and (name, key >> 16) not in self.looked
         }
         specs = [self.specs[name] for name in unclear]
-        for name, _, counts in self.passed(specs, lambda spec, keys: count_low(keys, unclear[spec.name])):
-            self.profiles[name] = self.profiles[name].refined(at[name], counts)
+        for name, _, (counts,) in self.passed(specs, lambda spec, keys: (count_low(keys, unclear[spec.name]),)):
+            self.looked_into(name, unclear[name], counts)
 
-    def passed(
-        self, specs: Any, look: Callable[[TensorSpec, Bits], NDArray[np.int64]]
-    ) -> Iterator[tuple[str, bool, NDArray[np.int64]]]:
+    def looked_into(self, name: str, high: int, counts: NDArray[np.int64]) -> None:
+        """Take in the counts of a bin by the lower 16 bits."""
+        self.profiles[name] = self.profiles[name].refined(high << 16, counts)
+        self.looked.add((name, high))
+
+    def guessed(self) -> dict[str, int]:
+        """By a sample, the bin of each tensor that a second pass would have to look into; one of zeros is left out."""
+        if self.asked.threshold is not None or (self.asked.mask is not None and not self.own):
+            return {}
+        asked = {name: self.own.get(name, self.asked.sparsity) for name in self.specs}
+        shares = {name: share for name, share in asked.items() if share is not None}
+        specs = [self.specs[name] for name in shares]
+        found = zip((spec.name for spec in specs), self.executor.map(self.sampled, specs), strict=True)
+        samples = {name: profile for name, profile in found if len(profile.keys)}
+        together = [name for name in samples if self.asked.is_global and name not in self.own]
+        if together:
+            total = np.zeros(HIGH)
+            for name in together:
+                total[samples[name].keys >> 16] += samples[name].counts * (
+                    self.specs[name].size / samples[name].weights
+                )
+            samples |= dict.fromkeys(together, Profile.of(total.astype(np.int64), exact=False))
+        bins = {
+            name: profile.place(round(shares[name] * profile.weights))[0] >> 16 for name, profile in samples.items()
+        }
+        return {name: high for name, high in bins.items() if 0 < high < HIGH}
+
+    def sampled(self, spec: TensorSpec) -> Profile:
+        """Scores of a part of each slab by their upper 15 bits; none where they have no more."""
+        parts = [
+            self.keys(spec, first, first + max(1, (last - first) // SAMPLED)).reshape(-1)
+            for first, last in spec.row_slabs()
+            if spec.dtype != BF16 or not self.by.by_bits
+        ]
+        return Profile.of(count_high(np.concatenate(parts)) if parts else np.zeros(HIGH, np.int64), exact=False)
+
+    def passed(self, specs: Any, look: Callable[[TensorSpec, Bits], Counts]) -> Iterator[tuple[str, bool, Counts]]:
         """What `look` counts in the rows of tensors: (name, whether scores have 16 bits, counts), tensors in order."""
-        for _, slabs in groupby(self.of_slabs(specs, look), key=itemgetter(0)):
-            yield reduce(lambda a, b: (*a[:2], np.add(a[2], b[2], out=a[2])), slabs)
 
-    def of_slabs(
-        self, specs: Any, look: Callable[[TensorSpec, Bits], NDArray[np.int64]]
-    ) -> Iterator[tuple[str, bool, NDArray[np.int64]]]:
+        def added(a: tuple[str, bool, Counts], b: tuple[str, bool, Counts]) -> tuple[str, bool, Counts]:
+            for total, counts in zip(a[2], b[2], strict=True):
+                total += counts
+            return a
+
+        for _, slabs in groupby(self.of_slabs(specs, look), key=itemgetter(0)):
+            yield reduce(added, slabs)
+
+    def of_slabs(self, specs: Any, look: Callable[[TensorSpec, Bits], Counts]) -> Iterator[tuple[str, bool, Counts]]:
         """The same for every slab."""
 
-        def task(spec: TensorSpec, first: int, last: int) -> tuple[str, bool, NDArray[np.int64]]:
+        def task(spec: TensorSpec, first: int, last: int) -> tuple[str, bool, Counts]:
             keys = self.keys(spec, first, last)
             return spec.name, keys.dtype.itemsize == 2, look(spec, keys)
 
-        waiting: deque[Future[tuple[str, bool, NDArray[np.int64]]]] = deque()
+        waiting: deque[Future[tuple[str, bool, Counts]]] = deque()
         for spec in specs:
             for first, last in spec.row_slabs():
                 waiting.append(self.executor.submit(task, spec, first, last))
