@@ -2,7 +2,8 @@
 
 Writes the tables of docs/quality.md and the pictures beside it; the prose of that page is written by hand. The same
 machine and versions give the same bytes again. Exits with 1 when `int8` costs a model more than half a point of
-accuracy or 0.01 nats, or when `int2` does not break the image model.
+accuracy or 0.01 nats, when `int2` does not break the image model, or when pruning at random is not clearly worse than
+by magnitude. `--pruning` measures and writes the section about pruning alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from evaluate import Sample, shapes, widen  # noqa: E402
 from train import predict  # noqa: E402
 
 from modelzip_cli import load_file  # noqa: E402
+from modelzip_cli.amounts import Pruning  # noqa: E402
 from modelzip_cli.errors import Unreachable  # noqa: E402
 from modelzip_cli.recipe import Goal, Recipe, Rule  # noqa: E402
 from modelzip_cli.report import Report  # noqa: E402
@@ -63,6 +65,21 @@ EVERYWHERE = ("int4-g128", "int2", "ecq-s0.2")  # once more, without the rules t
 UNSPARED = ("int4-g128 everywhere", "int2 everywhere")  # met by `ecq` too
 REPAIRED = ("int3", "int2", "int2-mse", "int2-g32-mse", "codebook2", "binary-m2", "ternary", "ternary-g64", "binary")
 ORIGINAL = "original"
+PRUNINGS = (  # what the table says, and what it is
+    *(
+        (f"{share:.0%}, {name}".replace("%", " %"), Pruning(sparsity=share, criterion=criterion, scope=scope))
+        for share in (0.5, 0.7, 0.9)
+        for name, criterion, scope in (
+            ("`magnitude`, global", "magnitude", "global"),
+            ("`magnitude`, layer", "magnitude", "layer"),
+            ("`random`", "random", "layer"),
+        )
+    ),
+    ("2:4, `magnitude`", Pruning(pattern="2:4")),
+    ("2:4, `random`", Pruning(pattern="2:4", criterion="random")),
+)
+PRUNED_TOO = {"docstring_classifier": "embedding.weight"}  # 98 % of its weights, left alone by default
+CLEARLY = 4  # standard errors by which magnitude must beat random at 70 %; at 90 % the image model is past saving
 COPIES = {"digits_cnn": 4, "digits_mlp": 4}  # distorted pictures of one digit in the test set: not independent
 INT8_MAY_COST = {"accuracy (%)": 0.5, "nats per character": 0.01}
 INT2_MUST_COST = 20  # points of the image model, where no layer is spared
@@ -207,6 +224,88 @@ def met(source: Path, most: int, other: NDArray[np.float64], folder: Path) -> Ce
             continue
         return cell if cell.bytes <= most else None
     return None
+
+
+# --- pruning --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PrunedCell:
+    """One checkpoint, pruned and stored without further loss. `energy`: share of the squared weights that is left."""
+
+    name: str
+    bytes: int
+    energy: float
+    value: float
+    change: float
+    error: float
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """One checkpoint and what pruning makes of it. `behind`: how much worse `random` is than `magnitude`, global, at
+    70 %, in paired standard errors."""
+
+    measured: Measured
+    cells: tuple[PrunedCell, ...]
+    behind: float
+
+
+def prune(source: Path, folder: Path) -> PrunedModel:
+    """Prune one checkpoint in every way, as `modelzip prune` does it."""
+    sample, model = recognise(load_file(source))
+    before = scores(sample, model)
+    small = folder / "small.safetensors"
+    cells, found = [], {}
+    for name, pruning in PRUNINGS:
+        share = pruning.sparsity if pruning.sparsity is not None else 0.5
+        rules = (Rule(PRUNED_TOO[sample.model], amount=share),) if sample.model in PRUNED_TOO else ()
+        recipe = Recipe(scheme="lossless", pruning=pruning, rules=rules)
+        report = compress_file(source, small, recipe, Settings(force=True), command="prune")
+        after = found[name] = scores(*recognise(load_file(small)))
+        error = (after - before).std(ddof=1) / np.sqrt(len(after))
+        energy = report.extra["pruning"]["energy_kept"]
+        change = float(after.mean() - before.mean())
+        cells.append(PrunedCell(name, small.stat().st_size, energy, float(after.mean()), change, float(error)))
+    original = Cell(ORIGINAL, source.stat().st_size, None, None, float(before.mean()), 0.0, 0.0)
+    measured = Measured(source, sample, (original,))
+    difference = measured.better * (found["70 %, `magnitude`, global"] - found["70 %, `random`"])
+    behind = difference.mean() / (difference.std(ddof=1) / np.sqrt(len(difference)))
+    return PrunedModel(measured, tuple(cells), float(behind))
+
+
+def pruned_columns(model: PrunedModel) -> list[str]:
+    """Heads of the table of one pruned checkpoint."""
+    return ["zeros", "bytes", "smaller", "energy", unit(model.measured), "change", "±"]
+
+
+def pruned_table(model: PrunedModel) -> list[list[str]]:
+    """Rows of the table of one pruned checkpoint, the original first."""
+    original, digits = model.measured.cells[0], model.measured.digits
+    rows = [[ORIGINAL, f"{original.bytes:,}", "1.00", "1.000", figure(original.value, digits), "", ""]]
+    for cell in model.cells:
+        sizes = [f"{cell.bytes:,}", f"{original.bytes / cell.bytes:.2f}", f"{cell.energy:.3f}"]
+        quality = [figure(cell.value, digits), signed(cell.change, digits), figure(cell.error, digits)]
+        rows.append([cell.name, *sizes, *quality])
+    return rows
+
+
+def prune_all(folder: Path) -> list[PrunedModel]:
+    """Prune the sample models and print what came of them."""
+    models = []
+    for name in SOURCES:
+        if name not in WITHOUT_MATCHES:
+            models.append(prune(SAMPLES / name, folder))
+            title = f"{name}, pruned; random is {models[-1].behind:.1f} standard errors behind magnitude at 70 %"
+            common.print_table(title, pruned_columns(models[-1]), pruned_table(models[-1]))
+    return models
+
+
+def with_pruning(page: str, models: Sequence[PrunedModel]) -> str:
+    """The page with the tables about pruning."""
+    for model in models:
+        page = fill(page, f"{model.measured.source.name} pruned", markdown(pruned_columns(model), pruned_table(model)))
+    return page
 
 
 # --- what breaks a model with batch norm ----------------------------------------------------------------------------
@@ -370,12 +469,13 @@ def picture(measured: Measured) -> str:
     )
 
 
-def write_page(models: Sequence[Measured], repaired: Sequence[Sequence[str]]) -> None:
+def write_page(models: Sequence[Measured], repaired: Sequence[Sequence[str]], pruned: Sequence[PrunedModel]) -> None:
     """Write the tables into the page, and the pictures."""
     measured_with, _, _ = common.versions("modelzip", "numpy", "torch").partition(";")
     page = fill(PAGE.read_text(), "versions", f"Measured with {measured_with}, one thread.")
     page = fill(page, "overview", overview(models))
     page = fill(page, "repair", markdown(REPAIR_COLUMNS, repaired))
+    page = with_pruning(page, pruned)
     PICTURES.mkdir(exist_ok=True)
     for measured in models:
         page = fill(page, measured.source.name, markdown(columns(measured), table(measured)))
@@ -389,9 +489,13 @@ def write_page(models: Sequence[Measured], repaired: Sequence[Sequence[str]]) ->
 REPAIR_COLUMNS = ("scheme", "SQNR dB", "energy", "accuracy %", "rows unbiased", "statistics measured again")
 
 
-def missed(models: Sequence[Measured]) -> list[str]:
+def missed(models: Sequence[Measured], pruned: Sequence[PrunedModel]) -> list[str]:
     """What is wrong, if anything: a sentence each."""
-    wrong = []
+    wrong = [
+        f"{model.measured.source.name}: at 70 %, random is only {model.behind:.1f} standard errors behind magnitude"
+        for model in pruned
+        if model.behind < CLEARLY
+    ]
     for measured in models:
         schemes = {cell.scheme for cell in measured.cells}
         if "int8" in schemes:
@@ -410,14 +514,15 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--models", nargs="+", default=SOURCES, choices=SOURCES, metavar="FILE")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES, metavar="SCHEME")
+    parser.add_argument("--pruning", action="store_true", help="only the section about pruning")
     parser.add_argument("--print-only", action="store_true", help="leave the page as it is; so do the options above")
     options = parser.parse_args()
     torch.set_num_threads(1)  # sums in one order
-    whole = (tuple(options.models), tuple(options.schemes)) == (SOURCES, SCHEMES)
+    whole = (tuple(options.models), tuple(options.schemes)) == (SOURCES, SCHEMES) and not options.pruning
     print(common.versions("modelzip", "numpy", "torch"))
     with common.scratch(options.tmp) as folder:
-        models = []
-        for name in options.models:
+        models: list[Measured] = []
+        for name in () if options.pruning else options.models:
             everywhere, matched = (EVERYWHERE, () if name in WITHOUT_MATCHES else MATCHED) if whole else ((), ())
             models.append(measure(SAMPLES / name, options.schemes, everywhere, matched, folder))
             common.print_table(f"{name}; `±` is one standard error", columns(models[-1]), table(models[-1]))
@@ -425,11 +530,14 @@ def main() -> None:
                 heads = matched_columns(models[-1])
                 common.print_table(f"{name}, and ecq at equal size", heads, matched_table(models[-1]))
         repaired = repair(SAMPLES / SOURCES[0], REPAIRED, folder) if whole else []
+        pruned = prune_all(folder) if whole or options.pruning else []
     if whole:
         common.print_table("The image model, and what breaks it", REPAIR_COLUMNS, repaired)
     if whole and not options.print_only:
-        write_page(models, repaired)
-    if wrong := missed(models):
+        write_page(models, repaired, pruned)
+    if options.pruning and not options.print_only:
+        PAGE.write_text(with_pruning(PAGE.read_text(), pruned))
+    if wrong := missed(models, pruned):
         raise SystemExit("\n".join(wrong))
 
 

@@ -21,7 +21,7 @@ from modelzip_cli.coders.lossless import pack as pack_bits
 from modelzip_cli.compare import Errors
 from modelzip_cli.errors import DoesNotFit, inert
 from modelzip_cli.kernels import jit
-from modelzip_cli.kernels.sums import SLAB_LANES, ErrorSums, Sums, error_sums
+from modelzip_cli.kernels.sums import SLAB_LANES, ErrorSums, Sums
 from modelzip_cli.kernels.widen import narrow, rounded, widen
 from modelzip_cli.layouts.native import CODES, LOSSLESS, RANS, Record, encode_parts, slab_count, slabs
 from modelzip_cli.layouts.native_source import NativeSource
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]  # told how many source bytes are done
 KEEP_FREED_BYTES = 64 << 20  # runs that write more than this are worth a call of the C library
-PIECE_WEIGHTS = 128 * 1024  # that are decoded at a time to see what was lost
+PIECE_WEIGHTS = 128 * 1024  # that are decoded or widened at a time to see what was lost; a multiple of SLAB_LANES
 TASK_UNITS = 128 * 1024  # slabs of small tensors are bundled up to this size: a task costs some 50 us
 
 
@@ -306,8 +306,7 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     if scheme is None or scheme.raw:
         sums = None
         if tensor.pruned:
-            before, after = (widen(each.reshape(1, -1), spec.dtype).reshape(-1) for each in (bits, kept))
-            sums = error_sums(before, after)
+            sums = _errors_of_bits(bits, kept, spec.dtype)
             if not Errors(bits.size, sums).finite:
                 raise refuse_nonfinite(source, spec)
         if scheme is None:
@@ -358,6 +357,15 @@ def _errors(block: Block, codes: Codes, params: Params, scheme: Scheme, dtype: D
         found.add(block[part].reshape(-1), values.reshape(-1))
         if restored is not None:
             restored[part] = narrow(values, dtype)
+    return found.sums
+
+
+def _errors_of_bits(before: Bits, after: Bits, dtype: DType) -> Sums:
+    """The errors of raw units [n] once they are changed into others, widened a piece at a time as above."""
+    found = ErrorSums()
+    for first in range(0, len(before), PIECE_WEIGHTS):
+        pieces = (each[first : first + PIECE_WEIGHTS].reshape(1, -1) for each in (before, after))
+        found.add(*(widen(piece, dtype).reshape(-1) for piece in pieces))
     return found.sums
 
 

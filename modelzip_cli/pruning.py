@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from modelzip_cli.criteria.patterns import Pattern, inputs_of
 from modelzip_cli.criteria.threshold import NONFINITE, Profile, shares
 from modelzip_cli.errors import Unreachable, UsageError, inert
 from modelzip_cli.kernels import jit
-from modelzip_cli.kernels.pruning import HIGH, LOW, count_high, count_low
+from modelzip_cli.kernels.pruning import HIGH, count_high, count_low
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Source, TensorSpec
 
@@ -137,10 +140,8 @@ class _Finder:
         """One pass over all: scores by their upper 15 bits."""
         for spec in self.specs.values():
             self.profiles[spec.name] = Profile.of(np.zeros(HIGH, np.int64), exact=True)  # of tensors without rows
-        totals: dict[str, NDArray[np.int64]] = {}
         for name, exact, counts in self.passed(self.specs.values(), lambda spec, keys: count_high(keys)):
-            totals = {name: totals[name] + counts if name in totals else counts}
-            self.profiles[name] = Profile.of(totals[name], exact=exact)
+            self.profiles[name] = Profile.of(counts, exact=exact)
         for name, profile in self.profiles.items():
             if profile.largest >= NONFINITE:
                 if not allow_nonfinite:
@@ -154,17 +155,21 @@ class _Finder:
             for name, key in at.items()
             if not self.profiles[name].exact and key >> 16 << 16 in self.profiles[name].keys
         }
-        totals = {name: np.zeros(LOW, np.int64) for name in unclear}
         specs = [self.specs[name] for name in unclear]
         for name, _, counts in self.passed(specs, lambda spec, keys: count_low(keys, unclear[spec.name])):
-            totals[name] += counts
-        for name, counts in totals.items():
             self.profiles[name] = self.profiles[name].refined(at[name], counts)
 
     def passed(
         self, specs: Any, look: Callable[[TensorSpec, Bits], NDArray[np.int64]]
     ) -> Iterator[tuple[str, bool, NDArray[np.int64]]]:
-        """What `look` finds in the slabs of tensors, in order: (name, whether scores have 16 bits, what it found)."""
+        """What `look` counts in the rows of tensors: (name, whether scores have 16 bits, counts), tensors in order."""
+        for _, slabs in groupby(self.of_slabs(specs, look), key=itemgetter(0)):
+            yield reduce(lambda a, b: (*a[:2], a[2] + b[2]), slabs)
+
+    def of_slabs(
+        self, specs: Any, look: Callable[[TensorSpec, Bits], NDArray[np.int64]]
+    ) -> Iterator[tuple[str, bool, NDArray[np.int64]]]:
+        """The same for every slab."""
 
         def task(spec: TensorSpec, first: int, last: int) -> tuple[str, bool, NDArray[np.int64]]:
             keys = self.keys(spec, first, last)
@@ -210,15 +215,26 @@ class _Finder:
         """The masks with exactly so many zeros in each tensor."""
         ends = {name: self.profiles[name].place(each) for name, each in zeros.items()}
         self.refine({name: key for name, (key, below, _) in ends.items() if below < zeros[name]})
-        found = {}
-        for name, each in zeros.items():
-            key, below, tied = self.profiles[name].place(each)
-            until = self.place_of_tie(self.specs[name], key, each - below) if 0 < each - below < tied else 0
-            found[name] = Pruned(Below(self.by, key, until), max(each, self.profiles[name].zeros), name in floored)
-        return found
+        until = dict(zip(zeros, self.executor.map(self.place_of_tie, zeros, zeros.values()), strict=True))
+        return {
+            name: Pruned(
+                Below(self.by, self.profiles[name].place(each)[0], until[name]),
+                max(each, self.profiles[name].zeros),
+                name in floored,
+            )
+            for name, each in zeros.items()
+        }
 
-    def place_of_tie(self, spec: TensorSpec, key: int, ties: int) -> int:
-        """The place after the first `ties` scores that equal `key`."""
+    def place_of_tie(self, name: str, zeros: int) -> int:
+        """The place in a tensor up to which scores that equal the last pruned one are pruned; 0: all or none of them.
+
+        One task for all slabs of a tensor: it mostly ends early.
+        """
+        key, below, tied = self.profiles[name].place(zeros)
+        ties = zeros - below
+        if not 0 < ties < tied:
+            return 0
+        spec = self.specs[name]
         columns = spec.matrix[1]
         for first, last in spec.row_slabs():
             keys = self.keys(spec, first, last).reshape(-1)

@@ -217,27 +217,35 @@ def _lines(
 
 
 def _pack_planes(planes: Bytes, survey: Survey | None, columns: int, octave: int) -> list[Parts]:
-    other = _symbol_for_others(planes, survey)
     rest = list(planes[1:])
-    symbols = planes[0]
+    other, symbols, counts = _with_symbol_for_others(planes, survey)
     if other:
         survey = None
-        symbols = np.where((symbols == 0) & (planes != 0).any(axis=0), np.uint8(other), symbols)
         rest = [kernels.without_zeros(symbols, plane) for plane in rest]
     scales = _scale_classes(symbols, columns, octave, survey) if octave else None
-    parts: list[Parts] = [[bytes([other])], _pack_plane(symbols, columns, scales)]
+    parts: list[Parts] = [[bytes([other])], _pack_plane(symbols, columns, scales, counts)]
     return parts + [_pack_mantissas(plane, columns) for plane in rest]
 
 
-def _symbol_for_others(planes: Bytes, survey: Survey | None) -> int:
-    """The symbol for words that are not 0 while their first byte is; 0: zeros are not worth a symbol of their own."""
-    size = planes.shape[1]
-    if len(planes) == 1 or (survey[2] if survey else planes[0].min()) > 0:
-        return 0
-    if (size - np.count_nonzero(planes.any(axis=0))) * ZEROS < size:
-        return 0
-    (free,) = np.nonzero(kernels.count(planes[0])[1:] == 0)
-    return int(free[-1]) + 1 if len(free) else 0
+def _with_symbol_for_others(planes: Bytes, survey: Survey | None) -> tuple[int, Bytes, Counts | None]:
+    """The symbol for words that are not 0 while their first byte is, the first plane with it, and its counts.
+
+    0, the plane as it is and None: zeros are not worth a symbol of their own.
+    """
+    first, size = planes[0], planes.shape[1]
+    if len(planes) == 1 or (survey[2] if survey else first.min()) > 0:
+        return 0, first, None
+    used = kernels.used(planes)
+    zeros = size - np.count_nonzero(used)
+    if zeros * ZEROS < size:
+        return 0, first, None
+    counts = kernels.count(first)
+    (free,) = np.nonzero(counts[1:] == 0)
+    if not len(free):
+        return 0, first, counts
+    other = int(free[-1]) + 1
+    counts[0], counts[other] = zeros, counts[0] - zeros
+    return other, kernels.with_other(first, used, np.uint8(other)), counts
 
 
 def _pack_mantissas(plane: Bytes, columns: int) -> Parts:
@@ -247,8 +255,8 @@ def _pack_mantissas(plane: Bytes, columns: int) -> Parts:
     return _pack_plane(plane, columns, _zero_classes(plane, columns))
 
 
-def _pack_plane(plane: Bytes, columns: int, classes: Classes | None) -> Parts:
-    """Code `plane` in the way that takes least."""
+def _pack_plane(plane: Bytes, columns: int, classes: Classes | None, counts: Counts | None = None) -> Parts:
+    """Code `plane` in the way that takes least. `counts`: of its bytes, where they are known."""
     if len(plane) and plane[0] == plane[-1] and plane.min() == plane.max():
         return [bytes([CONSTANT, plane[0]])]
     best: Parts = [bytes([PLAIN]), plane]
@@ -256,11 +264,11 @@ def _pack_plane(plane: Bytes, columns: int, classes: Classes | None) -> Parts:
         return best
     size = len(plane) - len(plane) // WORTH
     if classes is None:
-        way = _one_table(plane, kernels.count(plane))
+        way = _one_table(plane, kernels.count(plane) if counts is None else counts)
     else:
         contexts = int(classes[0].max()) + int(classes[1].max()) + 1
-        counts = kernels.tally(_filled(plane, matrix_width(len(plane), columns)), *classes, contexts)
-        way = min(_ways(plane, counts, classes), key=lambda way: way.size)
+        tallied = kernels.tally(_filled(plane, matrix_width(len(plane), columns)), *classes, contexts)
+        way = min(_ways(plane, tallied, classes), key=lambda way: way.size)
     return way.parts(plane, columns) if way.size < size else best
 
 

@@ -337,6 +337,37 @@ def places(
             out[j] = min(max((base + np.int64(column_class[j]) >> shift) - low, 0), tables - 1) << bits
 
 
+def _used_numpy(planes: Bytes) -> Bytes:
+    """1 for each word of `planes` [bytes of a word, n] that is not 0, else 0, uint8 [n]."""
+    found: Bytes = np.asarray(planes.any(axis=0)).view(np.uint8)
+    return found
+
+
+@jit(twin=_used_numpy)
+def used(planes: Bytes) -> Bytes:
+    found = np.zeros(planes.shape[1], np.uint8)
+    for place in range(planes.shape[0]):
+        plane = planes[place]
+        for i in range(found.size):
+            found[i] = np.uint8(found[i] | plane[i])
+    for i in range(found.size):
+        found[i] = np.uint8(found[i] != np.uint8(0))
+    return found
+
+
+def _with_other_numpy(first: Bytes, used: Bytes, other: np.uint8) -> Bytes:
+    """`first` [n] with `other` where it is 0 and `used` [n], 0 or 1, is not."""
+    return np.where((first == 0) & (used != 0), other, first)
+
+
+@jit(twin=_with_other_numpy)
+def with_other(first: Bytes, used: Bytes, other: np.uint8) -> Bytes:
+    symbols = np.empty(first.size, np.uint8)
+    for i in range(first.size):  # times 0 or 1, not a choice: it is not vectorised
+        symbols[i] = np.uint8(first[i] + other * np.uint8(used[i] * np.uint8(first[i] == np.uint8(0))))
+    return symbols
+
+
 def _without_zeros_numpy(symbols: Bytes, plane: Bytes) -> Bytes:
     """Return the bytes of `plane` [n] where `symbols` [n] is not 0."""
     kept: Bytes = plane[symbols != 0]

@@ -149,6 +149,15 @@ def test_damaged_tables_are_refused_or_add_up(counts, data):
         assert read[0].sum() == TOTAL > read[0].max()
 
 
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 4), st.integers(0, 300)), elements=BYTES), st.integers(1, 255))
+def test_words_that_are_not_zero_but_begin_with_zero_get_a_symbol(words, other):
+    used, *_ = same(planes.used, words)
+    assert np.array_equal(used, words.any(axis=0))
+    symbols, *_ = same(planes.with_other, words[0], used, np.uint8(other))
+    assert np.array_equal(symbols == 0, ~words.any(axis=0))
+    assert np.array_equal(symbols[words[0] > 0], words[0][words[0] > 0])
+
+
 @given(hnp.arrays(np.uint8, st.integers(0, 300), elements=BYTES), st.data())
 def test_what_belongs_to_zeros_is_left_out_and_put_back(symbols, data):
     plane = data.draw(hnp.arrays(np.uint8, len(symbols)))
