@@ -23,7 +23,6 @@ from tests.hostile.test_manifests import EVIL, GONE, Native, changed, places
 AMOUNTS = (
     Pruning(sparsity=0.5, criterion="random", seed=7, scope="global", min_keep=0.1),
     Pruning(pattern="2:4"),
-    Pruning(threshold=0.02),
 )
 FORGED = (
     *EVIL[:12],
@@ -47,7 +46,7 @@ FORGED = (
 Replay = Callable[[Any], str | bool]
 
 
-@pytest.fixture(params=AMOUNTS, ids=["sparsity", "pattern", "threshold"])
+@pytest.fixture(params=AMOUNTS, ids=["sparsity", "pattern"])
 def pruned(request, tmp_path, monkeypatch) -> tuple[Native, Replay]:
     """A file with two pruned layers, and what comes of replaying a manifest: whether it is true, or the refusal."""
     monkeypatch.setenv(jit.CHOICE, "numpy")
