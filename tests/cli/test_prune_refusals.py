@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from modelzip_cli.cli import app
 from tests.checkpoints import weights
 
 SHARE = "write a share of the weights, 0 <= share < 1"
@@ -78,35 +76,22 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
-@pytest.fixture
-def prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
-    """Run the command in this process, where a line of the table takes no second: (exit code, both streams)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        code = app._run(["prune", *arguments])
-        return code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.mark.parametrize(("arguments", "said", "code"), WRONG, ids=[" ".join(arguments) for arguments, _, _ in WRONG])
-def test_a_mistake_is_one_clear_line_and_nothing_is_written(arguments, said, code, prune, source, tmp_path, recwarn):
+def test_a_mistake_is_one_clear_line_and_nothing_is_written(arguments, said, code, modelzip, source, tmp_path):
     before = source.read_bytes()
-    found, printed, line = prune("model.safetensors", *arguments)
-    assert (found, printed) == (code, "")
-    assert said in line
-    assert line.startswith("modelzip: error: ")
-    assert line.count("\n") == 1
+    run = modelzip("prune", source, *arguments)
+    assert (run.exit_code, run.stdout) == (code, "")
+    assert said in run.stderr
+    assert run.stderr.startswith("modelzip: error: ")
+    assert run.stderr.count("\n") == 1
     assert [*tmp_path.iterdir()] == [source]
     assert source.read_bytes() == before
-    assert not recwarn.list
 
 
-def test_the_most_that_is_named_can_be_had(prune, source):
-    assert prune("model.safetensors", "--sparsity", "0.98")[0] == 0
-    assert prune("model.safetensors", "--sparsity", "0.999755", "--scope", "layer")[0] == 0
-    assert prune("model.safetensors", "--threshold", "0.125", "-o", "a.safetensors")[0] == 0
+def test_the_most_that_is_named_can_be_had(modelzip, source):
+    for amount in (["--sparsity", "0.98"], ["--sparsity", "0.999755", "--scope", "layer"], ["--threshold", "0.125"]):
+        run = modelzip("prune", source, *amount)
+        assert (run.exit_code, run.stderr) == (0, ""), amount
 
 
 RECIPES = {
@@ -125,43 +110,42 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("text", RECIPES)
-def test_a_recipe_with_a_mistake_is_refused(text, prune, source, tmp_path):
+def test_a_recipe_with_a_mistake_is_refused(text, modelzip, source, tmp_path):
     (tmp_path / "r.toml").write_text(text + "\n")
-    code, _, line = prune("model.safetensors", "--recipe", "r.toml")
-    assert code == 2
-    assert RECIPES[text] in line
+    run = modelzip("prune", source, "--recipe", "r.toml")
+    assert run.exit_code == 2
+    assert RECIPES[text] in run.stderr
     assert len([*tmp_path.iterdir()]) == 2
 
 
-def test_an_amount_is_no_scheme_of_quantize(prune, source, monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert app._run(["quantize", "model.safetensors", "--set", "layers.0=0.5"]) == 2
-    assert "an amount is for prune" in capsys.readouterr().err
+def test_an_amount_is_no_scheme_of_quantize(modelzip, source):
+    run = modelzip("quantize", source, "--set", "layers.0=0.5")
+    assert run.exit_code == 2
+    assert "an amount is for prune" in run.stderr
 
 
-def test_an_output_that_exists_and_a_failed_gate_leave_things_as_they_were(prune, source, tmp_path):
+def test_an_output_that_exists_and_a_failed_gate_leave_things_as_they_were(modelzip, source, tmp_path):
     out = tmp_path / "model.p50.safetensors"
     out.write_text("old")
-    assert prune("model.safetensors", *S50)[0] == 2
-    assert prune("model.safetensors", *S50, "-f", "--fail-under", "sqnr=90")[0] == 4
-    assert prune("model.safetensors", *S50, "-f", "--max-size", "1kB")[0] == 4
+    for options, code in ([], 2), (["-f", "--fail-under", "sqnr=90"], 4), (["-f", "--max-size", "1kB"], 4):
+        assert modelzip("prune", source, *S50, *options).exit_code == code
     assert out.read_text() == "old"
     assert len([*tmp_path.iterdir()]) == 2
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_file_that_is_no_checkpoint_is_refused(suffix, prune, tmp_path):
+def test_a_file_that_is_no_checkpoint_is_refused(suffix, modelzip, tmp_path):
     (tmp_path / f"model{suffix}").write_bytes(b"no checkpoint")
-    assert prune(f"model{suffix}", *S50)[0] == 1
+    assert modelzip("prune", f"model{suffix}", *S50).exit_code == 1
     assert len([*tmp_path.iterdir()]) == 1
 
 
 @pytest.mark.parametrize(
     "tensors", [{}, {"bias": torch.ones(9)}, {"count": torch.tensor(7)}, {"none": torch.empty(0, 9)}]
 )
-def test_a_file_with_nothing_to_prune_is_written_with_a_warning(tensors, prune, tmp_path):
+def test_a_file_with_nothing_to_prune_is_written_with_a_warning(tensors, modelzip, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     for amount in (S50, ("--pattern", "2:4"), ("--threshold", "0.1")):
-        code, printed, line = prune("model.safetensors", *amount, "-o", "out.safetensors", "-f")
-        assert (code, line) == (0, "")
-        assert "nothing to treat" in printed
+        run = modelzip("prune", "model.safetensors", *amount, "-o", "out.safetensors", "-f")
+        assert (run.exit_code, run.stderr) == (0, "")
+        assert "nothing to treat" in run.stdout

@@ -23,7 +23,6 @@ from tests.hostile.test_manifests import EVIL, GONE, Native, changed, places
 AMOUNTS = (
     Pruning(sparsity=0.5, criterion="random", seed=7, scope="global", min_keep=0.1),
     Pruning(pattern="2:4"),
-    Pruning(threshold=0.02),
 )
 FORGED = (
     *EVIL[:12],
@@ -47,11 +46,12 @@ FORGED = (
 Replay = Callable[[Any], str | bool]
 
 
-@pytest.fixture(params=AMOUNTS, ids=["sparsity", "pattern", "threshold"])
+@pytest.fixture(params=AMOUNTS, ids=["sparsity", "pattern"])
 def pruned(request, tmp_path, monkeypatch) -> tuple[Native, Replay]:
     """A file with two pruned layers, and what comes of replaying a manifest: whether it is true, or the refusal."""
     monkeypatch.setenv(jit.CHOICE, "numpy")
     monkeypatch.setattr(jit._Work, "numba", None)
+    monkeypatch.setattr(jit._Work, "announced", 0)  # what thousands of replays announce is not for the next tests
     source, output = tmp_path / "source.safetensors", tmp_path / "small.safetensors"
     save_file({"w": weights(8, 12), "v": weights(64, 64, seed=1), "b": weights(3)}, source)
     rules = Rule("w", amount=0.25), Rule("v", "int4-g64")
