@@ -4,7 +4,7 @@ Programs run once a round, in turn, on a file in the page cache; the clock stops
 every side. The threshold is that of `--scope global`, found by the functions that the program calls: from weights in
 memory, and from a file in the page cache; torch has the magnitudes in memory before its clock starts. Sizes are those
 of Gaussian weights and of MiniLM in bf16, embeddings included. `--only` measures one of the three. Needs `torch` for
-the threshold.
+all but the files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -118,11 +119,13 @@ def threshold(folder: Path, weights: int, rounds: int) -> None:
     from safetensors.numpy import save_file
 
     from modelzip_cli.amounts import Pruning
+    from modelzip_cli.compress import keep_freed_memory
     from modelzip_cli.pruning import find_masks
     from modelzip_cli.source import open_source
     from modelzip_cli.tensors import BF16, F32, TensorSpec
 
     os.environ["MODELZIP_KERNELS"] = "numba"
+    keep_freed_memory()  # as runs do; torch has it too
     each = weights // TENSORS // 4096
     values = np.random.default_rng(0).standard_normal(TENSORS * each * 4096, np.float32) * np.float32(0.02)
     zeros = round(0.5 * values.size)
@@ -256,6 +259,9 @@ def main() -> None:
     with common.scratch(options.tmp) as folder:
         if "files" in options.only:
             files(folder, options.gigabytes, options.rounds)
+        if not find_spec("torch"):
+            print("skipped, but for the times of files: torch is not installed")
+            return
         if "threshold" in options.only:
             threshold(folder, int(options.weights), options.rounds)
         if "sizes" in options.only:

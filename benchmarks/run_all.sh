@@ -32,4 +32,5 @@ measure "$python" "$here/end_to_end.py" --tmp "$tmp"
 measure "$python" "$here/memory.py" --tmp "$tmp"
 measure "$python" "$here/containers.py" --tmp "$tmp"
 measure "$python" "$here/many_files.py" --tmp "$tmp"
+measure "$python" "$here/pruning.py" --tmp "$tmp"
 exit $status

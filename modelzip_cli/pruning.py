@@ -164,7 +164,7 @@ class _Finder:
     ) -> Iterator[tuple[str, bool, NDArray[np.int64]]]:
         """What `look` counts in the rows of tensors: (name, whether scores have 16 bits, counts), tensors in order."""
         for _, slabs in groupby(self.of_slabs(specs, look), key=itemgetter(0)):
-            yield reduce(lambda a, b: (*a[:2], a[2] + b[2]), slabs)
+            yield reduce(lambda a, b: (*a[:2], np.add(a[2], b[2], out=a[2])), slabs)
 
     def of_slabs(
         self, specs: Any, look: Callable[[TensorSpec, Bits], NDArray[np.int64]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Profile:
         keys = np.concatenate((self.keys[:first], begin + used, self.keys[after:]))
         return Profile(keys, np.concatenate((self.counts[:first], counts[used], self.counts[after:])), self.exact)
 
-    @property
+    @cached_property
     def ends(self) -> NDArray[np.int64]:
         """Scores up to and in each bin."""
         return np.cumsum(self.counts)
@@ -63,7 +64,14 @@ class Profile:
 
     def below(self, key: int) -> int:
         """How many scores lie below `key`, in bins that end there or before."""
-        return int(self.counts[: int(np.searchsorted(self.keys, key))].sum())
+        return self._before(int(np.searchsorted(self.keys, key)))
+
+    def up_to(self, key: int) -> int:
+        """How many scores lie in the bins up to that of `key`."""
+        return self._before(int(np.searchsorted(self.keys, key, side="right")))
+
+    def _before(self, at: int) -> int:
+        return int(self.ends[at - 1]) if at else 0
 
     def place(self, zeros: int) -> tuple[int, int, int]:
         """Where `zeros` scores end: the key of the bin, how many lie below it, and how many are in it."""
@@ -81,24 +89,17 @@ def shares(profiles: Sequence[Profile], most: Sequence[int], zeros: int) -> tupl
     """
     if zeros > sum(most):
         raise ValueError("more zeros than all may have")
-    keys = np.unique(np.concatenate([profile.keys for profile in profiles])) if profiles else np.zeros(0, np.int64)
-    low, high = 0, len(keys)  # the last bin up to which there are no more than `zeros`
-    while low < high:
-        middle = (low + high) // 2
-        below = sum(min(_up_to(profile, int(keys[middle])), each) for profile, each in zip(profiles, most, strict=True))
-        low, high = (middle + 1, high) if below <= zeros else (low, middle)
-    if low == len(keys):
+    key, high = 0, SCORES  # the first key up to whose bin there are more than `zeros`
+    while key < high:
+        middle = (key + high) // 2
+        below = sum(min(profile.up_to(middle), each) for profile, each in zip(profiles, most, strict=True))
+        key, high = (middle + 1, high) if below <= zeros else (key, middle)
+    if key == SCORES:
         return SCORES, [min(profile.weights, each) for profile, each in zip(profiles, most, strict=True)]
-    key = int(keys[low])
     found = [min(profile.below(key), each) for profile, each in zip(profiles, most, strict=True)]
     left = zeros - sum(found)
     for place, (profile, each) in enumerate(zip(profiles, most, strict=True)):
-        more = min(left, min(_up_to(profile, key), each) - found[place])
+        more = min(left, min(profile.up_to(key), each) - found[place])
         found[place] += more
         left -= more
     return key, found
-
-
-def _up_to(profile: Profile, key: int) -> int:
-    """Scores in the bins up to that of `key`."""
-    return int(profile.counts[: int(np.searchsorted(profile.keys, key, side="right"))].sum())
