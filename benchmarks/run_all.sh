@@ -19,6 +19,7 @@ measure() {
 python=${PYTHON:-python}
 measure "$python" "$here/startup.py" --tmp "$tmp"
 measure "$python" "$here/gaussian.py"
+measure "$python" "$here/gaussian_ecq.py"
 measure "$python" "$here/quality.py" --print-only --tmp "$tmp"
 measure "$python" "$here/kernels.py"
 measure "$python" "$here/kernels.py" --keep-memory

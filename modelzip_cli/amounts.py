@@ -107,7 +107,7 @@ PRUNING_KEYS = tuple(each.name for each in fields(Pruning))
 
 def check_sparsity(sparsity: float, option: str) -> None:
     """Raise UsageError unless it is a share of zeros that leaves something."""
-    if 1 < sparsity <= 100:
+    if 1 < sparsity < 100:
         raise UsageError(f"{option} {sparsity:g}: a share of the weights, not per cent: write {sparsity / 100:g}")
     if not 0 <= sparsity < 1:
         raise UsageError(f"{option} {sparsity:g}: write a share of the weights, 0 <= share < 1")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "n_block", "n_blocks", "depth")
 SIDED_COUNTS = ("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers")
+OF_THE_MODEL = ("architectures", "token", "factor", "rope", "mean", "std", "size")  # keys of other lists have these
 MOST_CONFIG = 10_000_000
 
 
@@ -200,6 +201,11 @@ def _shorten(config: Any, dropped: Dropped) -> bool:
     for key, value in config.items():
         if isinstance(value, dict):
             found |= _shorten(value, dropped)
-        elif found and isinstance(value, list) and len(value) == dropped.layers and (len(value) > 2 or "layer" in key):
+        elif found and isinstance(value, list) and len(value) == dropped.layers and not _is_of_model(key):
             config[key] = [value[number] for number in left]
     return found
+
+
+def _is_of_model(key: str) -> bool:
+    """Whether a list belongs to the whole model, however long it is."""
+    return any(word in key for word in OF_THE_MODEL)

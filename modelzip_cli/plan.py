@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modelzip_cli.allocate import Allocation, Allocator, sample_all
+from modelzip_cli.allocate import Allocation, Allocator
 from modelzip_cli.blocks import Blocks, read_block, refuse_nonfinite
 from modelzip_cli.coders.rans import coded_bytes, pack_vector
 from modelzip_cli.coders.tables import Tables
@@ -23,6 +23,7 @@ from modelzip_cli.layouts.dense import dense_parts
 from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
 from modelzip_cli.pruning import Masked, Masks, Pruned, find_masks
 from modelzip_cli.recipe import Decision, Recipe
+from modelzip_cli.sampling import sample_all
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32

@@ -7,9 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from modelzip_cli.allocate import Allocator, sample_all
+from modelzip_cli.allocate import Allocator
 from modelzip_cli.coders.rans import Rans, count_points, pack_vector
 from modelzip_cli.coders.tables import Tables, from_counts, symmetric_from_counts
+from modelzip_cli.sampling import sample_all
 from modelzip_cli.schemes.base import Scheme
 from modelzip_cli.schemes.ecq import Ecq, low_bits, priors
 from modelzip_cli.tensors import F32, TensorSpec

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from modelzip_cli import allocate
-from modelzip_cli.allocate import LEAST_SQNR, LEAST_STEP, Allocation, Allocator, rounded, sample_all, table_bytes
+from modelzip_cli import sampling
+from modelzip_cli.allocate import LEAST_SQNR, LEAST_STEP, Allocation, Allocator, rounded, table_bytes
 from modelzip_cli.coders.rans import Rans, pack_vector
+from modelzip_cli.sampling import sample_all
 from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.tensors import F16, F32, TensorSpec
 from tests.entropy import allocator
@@ -79,7 +80,7 @@ def test_the_size_and_error_of_a_single_tensor_are_those_of_the_run(name):
 
 
 def test_a_part_of_the_weights_tells_the_size_of_all(monkeypatch):
-    monkeypatch.setattr(allocate, "SAMPLED", 60_000)
+    monkeypatch.setattr(sampling, "SAMPLED", 60_000)
     sampled = seen(WEIGHTS)
     assert sum(tile.bits.size for each in sampled.sampled for tile in each.tiles) < 110_000
     found = sampled.at(0.25)

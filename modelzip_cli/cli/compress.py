@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from modelzip_cli.cli.options import (
     AllowNonfinite,
     Bpw,
@@ -83,12 +81,10 @@ def compress(
 
     Without a goal: print the front of size against error and a recommendation, and write nothing.
     """
-    from modelzip_cli.batch.names import output_name
-    from modelzip_cli.cli.many import Shown, run_many, select
-    from modelzip_cli.cli.recipes import one_goal, read_recipe_file, save_recipe_file
-    from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_ratio, parse_report_files, parse_size
-    from modelzip_cli.recipe import Recipe, parse_rule
-    from modelzip_cli.single import METRICS, Limits, Settings, compress_file
+    from modelzip_cli.cli.outputs import with_choices, write_outputs
+    from modelzip_cli.cli.recipes import one_goal, read_recipe_file
+    from modelzip_cli.cli.values import parse_ratio, parse_size
+    from modelzip_cli.recipe import Recipe
 
     goal = one_goal(
         ratio=None if ratio is None else parse_ratio(ratio),
@@ -98,37 +94,24 @@ def compress(
     )
     if goal and lossless:
         raise UsageError(f"--lossless and --{goal.kind.replace('_', '-')} are two goals: give one of them")
-    settings = Settings(
-        parse_jobs(jobs),
-        force,
-        dry_run,
-        output_dir is not None,
-        Limits(
-            tuple(parse_gate(text, METRICS) for text in fail_under or ()),
-            None if max_size is None else parse_size(max_size, "--max-size"),
-        ),
-        requantize=requantize,
-    )
-    form = parse_form(form, json)
-    files = parse_report_files(report, ("json", "md", "html"))
     asks_front = goal is None and not lossless and recipe is None
     if recipe:
         asked = read_recipe_file(recipe)
-        asked = replace(asked, goal=goal or asked.goal)
     elif asks_front:
         from modelzip_cli.front import ANY_GOAL
 
         asked = Recipe(scheme="ecq", goal=ANY_GOAL)
     else:
         asked = Recipe(scheme="lossless") if lossless else Recipe(scheme="ecq", goal=goal)
-    asked = replace(
+    asked = with_choices(
         asked,
-        only=(*asked.only, *(only or ())),
-        skip=(*asked.skip, *(skip or ())),
-        rules=(*asked.rules, *(parse_rule(text) for text in set_ or ())),
-        key=key or asked.key,
-        keep_extras=keep_extras or lossless or asked.keep_extras,
-        allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
+        only=only,
+        skip=skip,
+        set_=set_,
+        key=key,
+        keep_extras=keep_extras or lossless,
+        allow_nonfinite=allow_nonfinite,
+        goal=goal or asked.goal,
     )
     if asks_front:
         if output or output_dir or save_recipe or recursive or fail_under or max_size:
@@ -137,29 +120,35 @@ def compress(
                 "leave the options about outputs and batches away"
             )
         from modelzip_cli.cli.front import show_fronts
+        from modelzip_cli.cli.values import parse_form, parse_jobs, parse_report_files
+        from modelzip_cli.single import Settings
 
-        show_fronts(paths, filelist, asked, settings, form, files, quiet=quiet)
+        settings = Settings(parse_jobs(jobs), force, dry_run, requantize=requantize)
+        files = parse_report_files(report, ("json", "md", "html"))
+        show_fronts(paths, filelist, asked, settings, parse_form(form, json), files, quiet=quiet)
         return
-    selection = select(
-        paths,
-        filelist,
-        recursive,
-        include,
-        exclude,
-        output,
-        output_dir,
+    write_outputs(
+        "compress",
+        asked,
+        paths=paths,
+        filelist=filelist,
+        recursive=recursive,
+        include=include,
+        exclude=exclude,
+        output=output,
+        output_dir=output_dir,
         force=force,
         skip_existing=skip_existing,
         dry_run=dry_run,
-    )
-    if save_recipe is not None:
-        save_recipe_file(save_recipe, asked, force=force)
-    run_many(
-        selection,
-        lambda path: output_name(path, asked),
-        lambda job, running: compress_file(job.path, job.output, asked, running, command="compress"),
-        settings,
-        Shown(form, quiet, verbose, not (no_progress or quiet), files),
-        command="compress",
-        recipe=asked.to_json(),
+        save_recipe=save_recipe,
+        fail_under=fail_under,
+        max_size=max_size,
+        jobs=jobs,
+        form=form,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+        no_progress=no_progress,
+        report=report,
+        requantize=requantize,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from modelzip_cli.cli.options import (
     AllowNonfinite,
     CoderName,
@@ -96,12 +94,9 @@ def prune(
     values; --scheme quantizes it in the same pass. Embeddings and classifiers are left alone.
     """
     from modelzip_cli.amounts import Depth, Pruning
-    from modelzip_cli.batch.names import output_name
-    from modelzip_cli.cli.many import Shown, run_many, select
-    from modelzip_cli.cli.recipes import read_recipe_file, save_recipe_file
-    from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_report_files, parse_size
-    from modelzip_cli.recipe import Recipe, parse_rule
-    from modelzip_cli.single import METRICS, Limits, Settings, compress_file
+    from modelzip_cli.cli.outputs import with_choices, write_outputs
+    from modelzip_cli.cli.recipes import read_recipe_file
+    from modelzip_cli.recipe import Recipe
 
     before = read_recipe_file(recipe) if recipe else None
     given = {
@@ -125,46 +120,41 @@ def prune(
     asked = before or Recipe(scheme=default, layout=layout)
     if scheme is None and before and before.scheme in ("lossless", "keep"):
         scheme = default
-    asked = replace(
+    asked = with_choices(
         asked,
+        only=only,
+        skip=skip,
+        set_=set_,
+        key=key,
+        keep_extras=keep_extras,
+        allow_nonfinite=allow_nonfinite,
         scheme=scheme or asked.scheme,
         layout=layout,
-        only=(*asked.only, *(only or ())),
-        skip=(*asked.skip, *(skip or ())),
-        rules=(*asked.rules, *(parse_rule(text) for text in set_ or ())),
-        key=key or asked.key,
-        keep_extras=keep_extras or asked.keep_extras,
-        allow_nonfinite=allow_nonfinite or asked.allow_nonfinite,
         coder=coder or asked.coder,
         pruning=pruning,
         depth=shallow,
     )
-    limits = Limits(
-        tuple(parse_gate(text, METRICS) for text in fail_under or ()),
-        None if max_size is None else parse_size(max_size, "--max-size"),
-    )
-    selection = select(
-        paths,
-        filelist,
-        recursive,
-        include,
-        exclude,
-        output,
-        output_dir,
+    write_outputs(
+        "prune",
+        asked,
+        paths=paths,
+        filelist=filelist,
+        recursive=recursive,
+        include=include,
+        exclude=exclude,
+        output=output,
+        output_dir=output_dir,
         force=force,
         skip_existing=skip_existing,
         dry_run=dry_run,
-    )
-    settings = Settings(parse_jobs(jobs), force, dry_run, output_dir is not None, limits)
-    files = parse_report_files(report, ("json", "md", "html"))
-    if save_recipe is not None:
-        save_recipe_file(save_recipe, asked, force=force)
-    run_many(
-        selection,
-        lambda path: output_name(path, asked),
-        lambda job, running: compress_file(job.path, job.output, asked, running, command="prune"),
-        settings,
-        Shown(parse_form(form, json), quiet, verbose, not (no_progress or quiet), files),
-        command="prune",
-        recipe=asked.to_json(),
+        save_recipe=save_recipe,
+        fail_under=fail_under,
+        max_size=max_size,
+        jobs=jobs,
+        form=form,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+        no_progress=no_progress,
+        report=report,
     )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelzip_cli.kernels import jit
-from modelzip_cli.predict import PREDICTED, TARGETS
+from modelzip_cli.predict import PREDICTED, SPARSITIES, TARGETS
 from tests.checkpoints import (
     every_dtype_pth,
     odd_names_pth,
@@ -138,9 +138,11 @@ def test_json_is_what_the_schema_says(modelzip, tmp_path, name):
     ODD[name](tmp_path / name)
     found = modelzip("inspect", "--stats", name, "--json").json
     assert_is("inspection", found)
-    schemes = [one["scheme"] for one in found["predictions"]]
+    schemes = [one["scheme"] for one in found["predictions"] if one["sparsity"] is None]
     assert schemes[: 1 + len(PREDICTED)] == ["lossless", *PREDICTED]
     assert set(schemes[1 + len(PREDICTED) :]) <= {"ecq"}
+    pruned = [(one["scheme"], one["sparsity"]) for one in found["predictions"] if one["sparsity"] is not None]
+    assert pruned in ([], [("lossless", sparsity) for sparsity in SPARSITIES])
     for row in found["tensors"]:
         surveyed = row["dtype"] in ("f64", "f32", "f16", "bf16") and row["weights"] and not row["tied_to"]
         assert (row["statistics"] is not None) == surveyed
@@ -374,3 +376,23 @@ def test_a_damaged_file_is_an_error(modelzip, sample):
 def test_without_the_option_nothing_is_loaded_that_reads_weights(tmp_path, sample, name):
     found = loaded(tmp_path, "inspect", str(sample(name)))
     assert not found & {"numpy", "numba", "modelzip_cli.survey", "modelzip_cli.predict", "modelzip_cli.plan"}
+
+
+def test_sizes_once_pruned_are_those_that_prune_writes(modelzip, sample):
+    source = sample("docs_lm.safetensors")
+    found = modelzip("inspect", "--stats", source, "--json").json["predictions"]
+    for one in found:
+        if one["sparsity"] is not None:
+            report = modelzip("prune", source, "--sparsity", one["sparsity"], "-f", "--json").json
+            assert one["bytes"] == pytest.approx(report["output"]["bytes"], rel=0.01)
+            assert one["sqnr_db"] == pytest.approx(report["totals"]["sqnr_db"], abs=0.1)
+
+
+def test_weights_that_obey_2_4_are_counted(modelzip, sample, tmp_path):
+    modelzip("prune", sample("docs_lm.safetensors"), "--pattern", "2:4", "--layout", "dense", "-o", "p.safetensors")
+    rows = modelzip("inspect", "--stats", "p.safetensors", "--json").json["tensors"]
+    ready = {row["name"]: row["statistics"]["two_of_four"] for row in rows}
+    assert ready["blocks.0.fc1.weight"] == 1
+    assert ready["tok.weight"] < 0.1
+    assert ready["blocks.0.fc1.bias"] is None
+    assert "are 2:4" in modelzip("inspect", "--stats", "p.safetensors", "--format", "plain").stdout

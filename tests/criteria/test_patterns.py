@@ -15,11 +15,11 @@ from tests.criteria.memory import prune, zeros_of
 
 PATTERNS = ["2:4", "1:4", "3:4", "1:2", "4:8", "2:16", "3:6", "10:40"]
 SHAPES = {  # and the axis of the inputs
-    (24, 240): 1,
-    (6, 240, 3, 3): 1,
-    (6, 240, 5): 1,
-    (2, 240, 2, 2, 2): 1,
-    (3, 5, 240): 2,  # fused experts: [experts, out, in]
+    (5, 240): 1,
+    (2, 240, 3, 3): 1,
+    (3, 240, 5): 1,
+    (1, 240, 2, 2, 2): 1,
+    (2, 3, 240): 2,  # fused experts: [experts, out, in]
     (1, 240): 1,
     (3, 1, 240): 2,
 }

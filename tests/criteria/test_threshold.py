@@ -16,8 +16,9 @@ from modelzip_cli.amounts import Pruning
 from modelzip_cli.criteria.threshold import SCORES, Profile, shares
 from modelzip_cli.errors import NonFinite, Unreachable
 from modelzip_cli.kernels.pruning import count_high, count_low
+from modelzip_cli.pruning import Masked
 from tests.checkpoints import weights
-from tests.criteria.memory import prune, zeros_of
+from tests.criteria.memory import Memory, prune, zeros_of
 
 TORCH = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 
@@ -318,6 +319,18 @@ def test_tensors_of_zeros_and_without_rows_are_no_mistake():
     assert zeros_of(found["w"]) == 0
     found = prune(tensors, Pruning(sparsity=0.5, scope="layer")).tensors
     assert zeros_of(found["w"]) == 300
+
+
+@pytest.mark.parametrize(
+    "asked", [{"sparsity": 0.6}, {"pattern": "1:3"}, {"sparsity": 0.6, "criterion": "random"}], ids=str
+)
+@given(ends=st.tuples(st.integers(0, 600), st.integers(0, 600)))
+def test_any_piece_of_a_masked_tensor_can_be_read(asked, ends):
+    tensors = {"w": tied(5, 6, 4, 5, seed=6, levels=3)}
+    masked = Masked(Memory(tensors), prune(tensors, Pruning(**asked)).masks)
+    start, stop = sorted(ends)
+    whole = masked.read("w", 0, 600)
+    assert masked.read("w", start, stop).tobytes() == whole[start:stop].tobytes()
 
 
 def test_several_slabs_are_one_tensor(monkeypatch):
