@@ -42,6 +42,7 @@ class TensorRow:
     cosine: float | None = None
     max_abs_error: float | None = None
     exact: bool = False
+    pruned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON values."""

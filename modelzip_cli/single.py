@@ -322,7 +322,7 @@ def _pruning(plan: Plan, outcome: Outcome | None) -> tuple[dict[str, Any], tuple
             "sparsity_before": finite(errors.sparsity_before, 6),
             "energy_kept": finite(errors.energy_kept, 6),
         }
-        if pruned and errors.exact:
+        if pruned and errors.exact and errors.sparsity_before:
             warnings = (f"nothing was left to prune: {errors.sparsity_before:.2%} of the weights were zeros before",)
     else:
         known = [tensor.pruned.zeros for tensor in pruned if tensor.pruned and tensor.pruned.zeros is not None]
@@ -333,8 +333,9 @@ def _pruning(plan: Plan, outcome: Outcome | None) -> tuple[dict[str, Any], tuple
     if floored:
         names = ", ".join(inert(name, longest=60) for name in floored[:3]) + (", ..." if len(floored) > 3 else "")
         warnings += (f"--min-keep {asked.floor:g} spared {len(floored)} tensors, whose share the others took: {names}",)
-    if plan.layout == "dense" and pruned:
-        warnings += ("the file does not shrink: in plain tensors a zero is still a number; --layout native stores it",)
+    if any(tensor.scheme is None or tensor.scheme.plain for tensor in pruned):
+        less = "--layout native stores them in less" if plan.layout == "dense" else "leave --scheme away"
+        warnings += (f"zeros do not make this file smaller: in plain tensors a zero is still a number; {less}",)
     return found, warnings
 
 
@@ -378,6 +379,7 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         0 if tensor.tie else spec.bytes,
         tensor.bytes_after,
         exact=not tensor.lossy,
+        pruned=tensor.pruned is not None and not tensor.tie,
     )
     if tensor.tie:
         return row

@@ -89,11 +89,11 @@ def shares(profiles: Sequence[Profile], most: Sequence[int], zeros: int) -> tupl
     """
     if zeros > sum(most):
         raise ValueError("more zeros than all may have")
-    key, high = 0, SCORES  # the first key up to whose bin there are more than `zeros`
+    key, high = 0, SCORES  # the first key up to whose bin there are `zeros` or more
     while key < high:
         middle = (key + high) // 2
         below = sum(min(profile.up_to(middle), each) for profile, each in zip(profiles, most, strict=True))
-        key, high = (middle + 1, high) if below <= zeros else (key, middle)
+        key, high = (middle + 1, high) if below < zeros else (key, middle)
     if key == SCORES:
         return SCORES, [min(profile.weights, each) for profile, each in zip(profiles, most, strict=True)]
     found = [min(profile.below(key), each) for profile, each in zip(profiles, most, strict=True)]

@@ -96,7 +96,7 @@ def _group_line(found: Group, rows: Sequence[TensorRow]) -> tuple[str, ...]:
     first = members[0]
     before, after = sum(row.bytes_before for row in members), sum(row.bytes_after for row in members)
     worst = min((row.sqnr_db for row in members if row.sqnr_db is not None), default=None)
-    now = first.scheme or first.status
+    now = first.scheme or ("pruned" if first.pruned else first.status)
     return (
         inert(found.label, longest=NAME_WIDTH),
         str(len(members)),

@@ -250,6 +250,9 @@ def test_what_is_below_a_threshold_goes(kind, threshold):
 @example(  # what the first tensor may lose ends with a bin: the largest of its weights stays, though they share a bin
     parts=[np.float32([0.5, 0.503]), np.float32([0.501, 0.501, 1, 1])], sparsity=0.5, min_keep=0.0
 )
+@example(parts=[np.float32([1, 0.502]), np.float32([0.501, 0.503])], sparsity=0.25, min_keep=0.3)  # nothing was spared
+@example(parts=[np.float32([0, 0.503]), np.float32([0.501, 0.502, 0.502])], sparsity=0.4, min_keep=0.3)
+@example(parts=[np.float32([0.5, 1]), np.float32([1.5, 2])], sparsity=0.25, min_keep=0.3)
 def test_floors_leave_tensors_their_largest_weights_and_the_total_is_exact(parts, sparsity, min_keep):
     tensors = {str(place): torch.from_numpy(part).reshape(1, -1) for place, part in enumerate(parts)}
     sizes = [len(part) for part in parts]
@@ -265,7 +268,11 @@ def test_floors_leave_tensors_their_largest_weights_and_the_total_is_exact(parts
         with pytest.raises(Unreachable):
             prune(tensors, asked)
         return
-    found = prune(tensors, asked).tensors
+    masks, found = (result := prune(tensors, asked)).masks, result.tensors
+    last = max((np.sort(each)[n - 1] for each, n in zip(magnitudes, expected, strict=True) if n), default=0)
+    assert [mask.floored for mask in masks.values()] == [
+        bool((np.sort(each)[n:] < last).any()) for each, n in zip(magnitudes, expected, strict=True)
+    ]
     for (name, tensor), each, part in zip(found.items(), expected, parts, strict=True):
         assert zeros_of(tensor) == max(each, int((part == 0).sum())), name
         kept = tensor.numpy().reshape(-1)
