@@ -39,7 +39,7 @@ class Pruning:
         """Raises UsageError for values that make no sense, alone or together."""
         given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if not given:
-            raise UsageError("how much? --sparsity 0.5, --threshold 1e-3 or --pattern 2:4")
+            raise UsageError("how much? --sparsity 0.5, --threshold 1e-3, --pattern 2:4 or --depth 0.75")
         if len(given) > 1:
             raise UsageError(f"--{given[0]} and --{given[1]} are two amounts: give one of them")
         if self.sparsity is not None:

@@ -21,12 +21,13 @@ from modelzip_cli.depth import dropped_from, open_for
 from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.estimate import with_lossless_sizes
 from modelzip_cli.layouts.native import CODES
+from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, TensorPlan, masks_of, plan_compression, plan_restore, sampled
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import OF_A_LAYER, Gate, Report, Side, TensorRow, finite, significant
 from modelzip_cli.search import Search
-from modelzip_cli.source import Checkpoint, check_new, open_source
+from modelzip_cli.source import Checkpoint, check_new, files_of, open_source
 
 METRICS = ("sqnr", "sqnr-min", "cosine")
 
@@ -213,10 +214,13 @@ def _write(
 
 
 def _check_space(plan: Plan, output: Path) -> None:
+    """Refuse before any work what cannot fit: parts that will be coded count for a quarter of what is expected."""
     status = os.statvfs(output.parent)
     free = status.f_bavail * status.f_frsize
-    if plan.stored_bytes > free:
-        raise CannotWrite(f"{inert(str(output))}: needs {plan.stored_bytes:,} bytes, the disk has {free:,} free")
+    parts = [part for tensor in plan.tensors if not tensor.tie for part in tensor.parts]
+    least = sum(part.spec.bytes // 4 if part.coded else part.spec.bytes for part in parts)
+    if least > free:
+        raise CannotWrite(f"{inert(str(output))}: needs at least {least:,} bytes, the disk has {free:,} free")
 
 
 def check_gates(report: Report, size: int, limits: Limits) -> tuple[Gate, ...]:
@@ -273,7 +277,7 @@ def _report(
         "treated_parameters": sum(tensor.spec.size for tensor in treated),
     }
     warnings = plan.warnings
-    if source.compressed and treated:
+    if treated and _lost_before(source):
         warnings += ("the source was compressed before: its errors and the new ones add up",)
     if size > source.file.size and plan.command != "restore":
         warnings += (f"the output is larger than the source by {size - source.file.size:,} bytes",)
@@ -337,6 +341,12 @@ def _pruning(plan: Plan, outcome: Outcome | None) -> tuple[dict[str, Any], tuple
         less = "--layout native stores them in less" if plan.layout == "dense" else "leave --scheme away"
         warnings += (f"zeros do not make this file smaller: in plain tensors a zero is still a number; {less}",)
     return found, warnings
+
+
+def _lost_before(source: Checkpoint) -> bool:
+    """Whether the source is a compressed file that has lost something already."""
+    native = [file for file in files_of(source) if isinstance(file, NativeSource)]
+    return any(record.figures for file in native for record in file.records.values())
 
 
 def describe_source(source: Checkpoint) -> Side:

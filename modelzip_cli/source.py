@@ -194,5 +194,5 @@ def directory_message(path: Path) -> str:
     """Why a directory is not taken as it is, and what to do."""
     return (
         f"{inert(str(path))}: a directory, but no Hugging Face model; name a file in it "
-        "(in quantize and restore, -r takes every checkpoint in it)"
+        "(in quantize, prune, compress and restore, -r takes every checkpoint in it)"
     )

@@ -13,7 +13,7 @@ from tests.checkpoints import weights
 SHARE = "write a share of the weights, 0 <= share < 1"
 S50 = ("--sparsity", "0.5")
 WRONG = [  # the arguments, what is said, the exit code
-    ([], "how much? --sparsity 0.5, --threshold 1e-3 or --pattern 2:4", 2),
+    ([], "how much? --sparsity 0.5, --threshold 1e-3, --pattern 2:4 or --depth 0.75", 2),
     (["--sparsity", "1.0"], f"--sparsity 1: {SHARE}", 2),
     (["--sparsity=-0.1"], f"--sparsity -0.1: {SHARE}", 2),
     (["--sparsity", "nan"], f"--sparsity nan: {SHARE}", 2),
