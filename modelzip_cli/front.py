@@ -26,7 +26,7 @@ from modelzip_cli.plan import Plan
 from modelzip_cli.predict import ENOUGH_DB
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import SCHEMA_VERSION, Side, finite
-from modelzip_cli.single import describe_source
+from modelzip_cli.reporting import describe_source
 from modelzip_cli.source import Checkpoint, check_new, open_source
 
 ANY_GOAL = Goal("bpw", 3.5)  # a recipe of `ecq` has a goal; no point of the front depends on which

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from modelzip_cli import load_file
+from modelzip_cli.amounts import Depth, Pruning
 from modelzip_cli.coders import CODERS
 from modelzip_cli.containers.tree import _TAGGED, from_json, to_json
 from modelzip_cli.errors import ModelzipError
@@ -535,11 +537,19 @@ def test_every_scheme_is_on_the_page_with_its_parts() -> None:
     assert words() >= set(CODERS)
 
 
+SAMPLE = ROOT / "sample_models" / "docs_lm.safetensors"  # a model of layers
+
+
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Manifests with everything in them that a manifest can have."""
     folder = tmp_path_factory.mktemp("manifests")
     rules = (Rule("layers.0.*", "fp16"), Rule("layers.1.*", "int3-asym"))
+    amounts: tuple[dict[str, Any], ...] = (
+        {"pruning": Pruning(sparsity=0.5, scope="global", min_keep=0.1), "rules": (Rule("*", amount=0.25),)},
+        {"pruning": Pruning(threshold=1e-6), "depth": Depth(0.5)},
+        {"pruning": Pruning(pattern="2:4", criterion="random", seed=3), "depth": Depth(None, (1,))},
+    )
     asked = {"rules": rules, "only": ("*proj*",), "skip": ("*bias",), "keep_extras": True, "allow_nonfinite": True}
     return [
         manifest_of(compress(trainer_pth(folder / "a.pth"), "int4", key="model_state_dict", **asked)),
@@ -554,6 +564,10 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         *(
             manifest_of(compress(bf16_safetensors(folder / f"{kind}.safetensors"), "ecq", goal=Goal(kind, value)))
             for kind, value in (("ratio", 3.0), ("target_size", 30_000), ("bpw", 4.0), ("min_sqnr", 20.0))
+        ),
+        *(
+            manifest_of(compress(Path(copy(SAMPLE, folder / f"p{number}.safetensors")), "lossless", **amount))
+            for number, amount in enumerate(amounts)
         ),
     ]
 

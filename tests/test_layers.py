@@ -32,7 +32,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("output",),
     ("estimate", "search"),
     ("predict",),
-    ("diff", "verify", "inspection", "grouping"),
+    ("diff", "verify", "inspection", "grouping", "reporting"),
     ("single",),
     ("front",),
     ("batch", "render", "html"),

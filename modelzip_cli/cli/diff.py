@@ -37,7 +37,8 @@ def diff(
     from modelzip_cli.diff import compare_sources
     from modelzip_cli.errors import GateFailed, inert
     from modelzip_cli.report import SCHEMA_VERSION
-    from modelzip_cli.single import METRICS, describe_source
+    from modelzip_cli.reporting import describe_source
+    from modelzip_cli.single import METRICS
     from modelzip_cli.source import open_source
 
     chosen = parse_form(form, json)
