@@ -146,7 +146,8 @@ def test_ecq_is_compared_with_the_files_of_the_table(checkpoint):
 def test_ecq_beats_every_scheme_below_8_bits_on_the_language_model():
     _, _, *lines = generated("docs_lm.safetensors at equal size").splitlines()
     found = {cells(line)[0].strip("`"): cells(line)[-1].split(" ± ") for line in lines}
-    assert all(float(less) < -2 * float(error) for scheme, (less, error) in found.items() if scheme != "int8")
+    rounded = 0.0001  # the last digit of the table
+    assert all(float(less) < rounded - 2 * float(error) for scheme, (less, error) in found.items() if scheme != "int8")
 
 
 def test_ecq_has_more_decibels_than_integers_at_equal_size_where_weights_fill_the_file():
