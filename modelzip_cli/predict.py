@@ -150,9 +150,8 @@ def _pruned(
             executor=executor,
             masks=masks,
         )
-        same = {name: size for name, size in kept.items() if name not in masks}
-        plan = with_lossless_sizes(plan, source, executor, same)
-        kept = same
+        kept = {name: size for name, size in kept.items() if name not in masks}
+        plan = with_lossless_sizes(plan, source, executor, kept)
         tensors = [tensor for tensor in plan.tensors if tensor.pruned and not tensor.tie]
         seen = Masked(source, masks)
         loss = executor.map(lambda tensor, seen=seen: _loss(source, seen, tensor.spec, sample), tensors)
