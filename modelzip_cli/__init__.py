@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load_file(path: str | Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+def load_file(path: str | Path, device: str = "cpu", *, key: str | None = None) -> dict[str, torch.Tensor]:
     """Return the weights of any file that modelzip reads, by name, ready for `load_state_dict`.
 
-    Compressed tensors are decoded to the dtype they had; tied tensors share memory. Every checksum is verified. Raises
-    `modelzip_cli.errors.ModelzipError` with a one-line message.
+    Compressed tensors are decoded to the dtype they had; tied tensors share memory. `key` chooses a state dict of a
+    nested checkpoint. Every checksum is verified. Raises `modelzip_cli.errors.ModelzipError` with a one-line message.
     """
     import numpy as np
     import torch
@@ -25,7 +25,7 @@ def load_file(path: str | Path, device: str = "cpu") -> dict[str, torch.Tensor]:
     from modelzip_cli.plan import FOREVER
     from modelzip_cli.source import open_source
 
-    source = open_source(Path(path))
+    source = open_source(Path(path), key=key)
     taken, factor, more = sum(spec.bytes for spec in source.specs.values()), *FOREVER
     if source.compressed and taken > factor * source.file.size + more:
         source.close()

@@ -43,6 +43,14 @@ class DoesNotFit(ModelzipError):
     """A tensor holds a magnitude that the scheme's number format cannot represent."""
 
 
+class ModelDoesNotRun(ModelzipError):
+    """A model cannot be built or run: its code fails, its input has another shape, its output is no score."""
+
+
+class BadData(ModelzipError):
+    """Data cannot be read, or does not fit the model: a picture is damaged, a label out of range, a class alone."""
+
+
 class CannotWrite(ModelzipError):
     """The output could not be written: no space, no permission, a failing disk."""
 
@@ -62,6 +70,14 @@ class UnknownScheme(UsageError):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         super().__init__(f"no scheme {name!r}{did_you_mean(name, known)}; `modelzip schemes` lists them")
+
+
+class NoModel(UsageError):
+    """A file holds weights, but not the network that uses them."""
+
+
+class WrongArchitecture(UsageError):
+    """The network and the weights do not belong together."""
 
 
 class NoTensorMatches(UsageError):

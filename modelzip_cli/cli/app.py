@@ -16,6 +16,8 @@ from typer.exceptions import TyperException
 from modelzip_cli import __version__
 from modelzip_cli.cli.compress import compress
 from modelzip_cli.cli.diff import diff
+from modelzip_cli.cli.distill import distill
+from modelzip_cli.cli.eval import eval_
 from modelzip_cli.cli.inspect import inspect
 from modelzip_cli.cli.prune import prune
 from modelzip_cli.cli.quantize import quantize
@@ -33,8 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (inspect, quantize, prune, compress, restore, diff, verify, schemes):
-    app.command()(command)
+for command in (inspect, quantize, prune, distill, compress, restore, diff, verify, eval_, schemes):
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -86,7 +88,7 @@ def _run(arguments: list[str]) -> int:
         name = arguments[0] if not arguments[0].startswith("-") else ""
         hint = (
             f"modelzip {name} --help"
-            if name in {command.callback.__name__ for command in app.registered_commands if command.callback}
+            if name in {command.name for command in app.registered_commands}
             else "modelzip --help"
         )
         return _fail(arguments, f"{inert(message)} (see `{hint}`)", code, "usage-error", error)

@@ -209,3 +209,62 @@ MaxSize = Annotated[
     str | None,
     typer.Option("--max-size", metavar="SIZE", help="Exit 4 and leave no output when it would be larger: 25MB, 25MiB."),
 ]
+DataPath = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="A folder of pictures, .npz .npy .csv .tsv .jsonl .txt .parquet .arrow, or file.py:function.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        "--arch",
+        metavar="NETWORK",
+        help="The network of the weights: file.py:Net, package.module:factory, a .pt2, a Hugging Face directory.",
+    ),
+]
+ArchArgs = Annotated[
+    str | None, typer.Option("--arch-args", metavar="JSON", help="Arguments of --arch, such as '{\"width\": 64}'.")
+]
+LabelKey = Annotated[
+    str | None, typer.Option("--label-key", metavar="NAME", help="The column of labels.  [default: label, y or class]")
+]
+TextKey = Annotated[
+    str | None, typer.Option("--text-key", metavar="NAME", help="The column of texts.  [default: text or sentence]")
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", metavar="M,M,M", help="Of pictures, a channel each; values are 0 to 1.")
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="S,S,S", help="The same for the standard deviation.")]
+ImageSize = Annotated[
+    str | None, typer.Option("--image-size", metavar="N|HxW", help="What pictures are resized and cropped to.")
+]
+TokenizerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="bytes|PATH",
+        help="How text becomes tokens: bytes, a Hugging Face directory, or a JSON list of characters.",
+    ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave pictures out that cannot be read, and count them.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="Only N examples, which the seed chooses.", min=1)
+]
+DataSeed = Annotated[int, typer.Option("--seed", metavar="N", help="Of all that is drawn.", min=0)]
+ModelGates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        help="Exit 4 when accuracy, agreement (0 to 1) or perplexity-ratio is lower. Repeatable.",
+    ),
+]
+TableFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report", metavar="FILE.{json,md}", help="The report as a file as well; replaced if it exists. Repeatable."
+    ),
+]

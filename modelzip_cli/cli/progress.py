@@ -14,6 +14,8 @@ from modelzip_cli.single import Begin, no_progress
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from modelzip_cli.running.training import Lesson, State
+
 LINE_SECONDS = 30.0  # between lines in a log
 BAR_SECONDS = 0.5  # a run that is done sooner needs no bar
 COMPILING = "compiling kernels (once)"
@@ -86,3 +88,75 @@ def _lines(label: str, total: int) -> Callable[[int], None]:
             print(f"{label}: {done / total:.0%} of {total:,} bytes", file=sys.stderr)
 
     return advance
+
+
+@contextmanager
+def examples_progress(*, shown: bool) -> Iterator[Begin]:
+    """The same by examples instead of bytes, for data that run through a model: a bar on a terminal, nothing else."""
+    if not shown or not sys.stderr.isatty():
+        yield no_progress
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+
+        def begin(label: str, total: int) -> Callable[[int], None]:
+            task = bar.add_task(label, total=total)
+
+            def advance(more: int) -> None:
+                bar.advance(task, more)
+                if bar.tasks[task].finished:
+                    bar.update(task, visible=False)
+
+            return advance
+
+        yield begin
+
+
+@contextmanager
+def training_progress(*, shown: bool) -> Iterator[tuple[Callable[[str], None], Callable[[State, Lesson], None]]]:
+    """Two callbacks for a training: what is done now, and how far it is. A bar, or elsewhere a line an evaluation."""
+    if not shown:
+        yield lambda _: None, lambda state, lesson: None
+    elif not sys.stderr.isatty():
+        yield lambda text: None, lambda state, lesson: print(_training_line(state, lesson), file=sys.stderr)
+    else:
+        with _training_bar() as callbacks:
+            yield callbacks
+
+
+def _training_line(state: State, lesson: Lesson) -> str:
+    last = state.history[-1]
+    rate = state.step / state.elapsed if state.elapsed else 0.0
+    return (
+        f"step {state.step:,} of {lesson.steps:,}  loss {last['loss']:.4g}  agreement {last['agreement']:.2%}  "
+        f"KL {last['kl']:.4f}  {rate:.1f} steps/s"
+    )
+
+
+@contextmanager
+def _training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[State, Lesson], None]]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def step(state: State, lesson: Lesson) -> None:
+            bar.update(task, total=lesson.steps, completed=state.step, description=_training_line(state, lesson))
+
+        yield lambda text: bar.update(task, description=text), step

@@ -38,6 +38,29 @@ def parse_ratio(text: str) -> float:
     return ratio
 
 
+def parse_duration(text: str | None) -> float | None:
+    """Seconds: `90s`, `30m`, `2h`, or a number of seconds. Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--time {inert(text)!r}: write a time such as 90s, 30m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def parse_temperature(text: str | None) -> float | None:
+    """A number above 0; 0 for `auto`. Raises UsageError."""
+    if text is None or text == "auto":
+        return None if text is None else 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1000:
+        raise UsageError(f"--temperature {inert(text)!r}: write a number above 0, such as 4, or auto")
+    return value
+
+
 def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
     """Read `METRIC=VALUE`. Raises UsageError."""
     metric, separator, value = text.partition("=")

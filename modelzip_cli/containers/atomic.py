@@ -294,11 +294,16 @@ def remove_live() -> None:
 
 def write_text(path: Path, text: str, *, replace: bool) -> None:
     """Write a small text file, whole or not at all. Raises CannotWrite and OutputExists."""
+    write_bytes(path, text.encode(), replace=replace)
+
+
+def write_bytes(path: Path, data: bytes | memoryview, *, replace: bool) -> None:
+    """Write a file that is in memory, whole or not at all. Raises CannotWrite and OutputExists."""
     if not replace and path.exists():
         raise OutputExists(f"{inert(str(path))} exists; -f replaces it")
     output = AtomicFile(path, replace=replace)
     try:
-        output.write(0, text.encode())
+        output.write(0, data)
         output.sync()
         output.commit()
     finally:

@@ -11,15 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modelzip_cli.errors import ModelzipError
-
 IGNORED = -100  # the label of a position that does not count: torch's `ignore_index`
 
 Rows = NDArray[np.int64]  # places of examples in a data set
-
-
-class BadData(ModelzipError):
-    """Data cannot be read, or does not fit the model: an image is damaged, a label out of range, a class alone."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +83,18 @@ class Examples(ABC):
         """The examples at `rows`, in that order. Raises BadData that names what cannot be read."""
 
 
-def order(count: int, *key: int) -> Rows:
+def seed_of(*key: int | str) -> int:
+    """A seed of 63 bits for a key, such as a user's seed and a step: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
+
+
+def order(count: int, *key: int | str) -> Rows:
     """A permutation of 0 .. count-1 that depends on `key` alone, such as a seed and an epoch."""
-    words = np.frombuffer(hashlib.sha256(repr(key).encode()).digest(), np.uint64)
-    scores = np.random.Philox(key=words[:2]).random_raw(count)
+    scores = np.random.Philox(key=seed_of(*key)).random_raw(count)
     return np.argsort(scores, kind="stable").astype(np.int64)
 
 
-def split(rows: Rows, share: float, *key: int) -> tuple[Rows, Rows]:
+def split(rows: Rows, share: float, *key: int | str) -> tuple[Rows, Rows]:
     """`rows` in two parts, each in ascending order: the first without, the second with `share` of them, at least 1."""
     taken = order(len(rows), *key)
     held = max(1, round(share * len(rows)))

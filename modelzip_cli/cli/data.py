@@ -1,0 +1,82 @@
+"""What the options on models and data come to."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from modelzip_cli.errors import BadOption, UsageError, inert
+
+if TYPE_CHECKING:
+    from modelzip_cli.running.data import DataOptions
+    from modelzip_cli.running.model import Network
+
+
+def network_of(arch: str | None, arch_args: str | None, key: str | None) -> Network:
+    """The network that --arch, --arch-args and --key mean. Raises UsageError."""
+    from modelzip_cli.running.architecture import parse_arch_args
+    from modelzip_cli.running.model import Network
+
+    if arch_args is not None and arch is None:
+        raise UsageError("--arch-args are arguments of what --arch names: give both")
+    return Network(arch, parse_arch_args(arch_args), key)
+
+
+def data_options(
+    *,
+    label_key: str | None,
+    text_key: str | None,
+    mean: str | None,
+    std: str | None,
+    image_size: str | None,
+    tokenizer: str | None,
+    skip_bad: bool,
+) -> DataOptions:
+    """How data are read. Raises UsageError for values that say nothing."""
+    from modelzip_cli.running.data import DataOptions
+    from modelzip_cli.running.text import open_tokenizer
+
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together: give both")
+    return DataOptions(
+        label_key=label_key,
+        text_key=text_key,
+        mean=_numbers(mean, "--mean"),
+        std=_numbers(std, "--std", positive=True),
+        image_size=_size(image_size),
+        tokenizer=open_tokenizer(tokenizer) if tokenizer is not None else None,
+        skip_bad=skip_bad,
+    )
+
+
+def _numbers(text: str | None, option: str, *, positive: bool = False) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) and (value > 0 or not positive) for value in values):
+        raise BadOption(f"{option} {inert(text)!r}: write a number for each channel, such as 0.485,0.456,0.406")
+    return values
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, separator, width = text.lower().partition("x")
+    sizes = (height, width if separator else height)
+    if not all(size.isascii() and size.isdigit() and 0 < int(size) <= 65_536 for size in sizes):
+        raise BadOption(f"--image-size {inert(text)!r}: write a size such as 224 or 224x320")
+    return int(sizes[0]), int(sizes[1])
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Without the warnings of torch about itself, which nobody who compresses a model can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

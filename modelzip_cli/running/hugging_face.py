@@ -1,0 +1,164 @@
+"""Models from Hugging Face directories: the class that the configuration names, with weights that we read ourselves.
+
+Code from a directory is never run: a configuration that asks for its own classes (`auto_map`) is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modelzip_cli import load_file
+from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.strict_json import NotStrict, parse
+from modelzip_cli.errors import BrokenCheckpoint, ModelDoesNotRun, UnsafeInput, UsageError, inert
+from modelzip_cli.running.architecture import describe
+from modelzip_cli.running.inputs import Images, Wanted
+from modelzip_cli.running.model import Model
+from modelzip_cli.running.weights import load_weights
+from modelzip_cli.source import open_source
+
+CONFIG, PREPROCESSING = "config.json", "preprocessor_config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+MOST_CONFIG = 10_000_000
+
+
+def open_hugging_face(directory: Path, weights: Path) -> Model:
+    """The model of `directory`'s configuration with the weights of the checkpoint at `weights`.
+
+    Raises UsageError where transformers is missing or has no such class, UnsafeInput where only code from the directory
+    would do, WrongArchitecture where the weights do not fit.
+    """
+    label = inert(str(directory))
+    config = read_json(directory / CONFIG)
+    if "auto_map" in config:
+        raise UnsafeInput(
+            f"{label}: its configuration asks for code that comes with it (auto_map); it was not run: download the "
+            "class yourself and give --arch file.py:Net"
+        )
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise UsageError(f"{label}: {CONFIG} names no architecture: give --arch file.py:Net")
+    transformers = import_transformers(label)
+    kind = getattr(transformers, names[0], None)
+    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+        raise UsageError(f"{label}: transformers {transformers.__version__} has no {inert(names[0], longest=80)}")
+    try:
+        settings = transformers.AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, use_cache=False
+        )
+        module: nn.Module = kind(settings)
+    except Exception as error:
+        raise ModelDoesNotRun(f"{label}: transformers cannot build {inert(names[0])}: {describe(error)}") from error
+    module.float()
+    ignored = (*_patterns(module, "missing"), *_patterns(module, "unexpected"))
+    load_weights(module, load_file(weights), inert(str(weights)), f"{names[0]} of {label}", ignored=ignored)
+    module.eval()
+    wanted = _wanted(directory, config, settings, transformers, label)
+    _takes_positions(module, wanted)
+    source = open_source(weights)
+    size = source.file.size
+    source.close()
+    return Model(module, inert(str(weights)), f"{names[0]} of transformers", wanted, size)
+
+
+def import_transformers(label: str) -> Any:
+    """The library, kept from the network. Raises UsageError that names the extra."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        import transformers
+    except ImportError:
+        raise UsageError(
+            f"{label}: a Hugging Face model needs transformers: pip install 'modelzip[hf]', or give --arch file.py:Net"
+        ) from None
+    return transformers
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BrokenCheckpoint."""
+    file = SourceFile(path)
+    try:
+        found = parse(file.read(0, min(file.size, MOST_CONFIG)))
+    except NotStrict as error:
+        raise BrokenCheckpoint(f"{file.label}: {inert(str(error), longest=200)}") from None
+    finally:
+        file.close()
+    if not isinstance(found, dict):
+        raise BrokenCheckpoint(f"{file.label}: is no JSON object")
+    return found
+
+
+def _patterns(module: nn.Module, which: str) -> tuple[str, ...]:
+    """Names, as regular expressions, that the class says it does not mind."""
+    return tuple(getattr(module, f"_keys_to_ignore_on_load_{which}", None) or ())
+
+
+def _wanted(directory: Path, config: Mapping[str, Any], settings: Any, transformers: Any, label: str) -> Wanted:
+    classes = _classes(config)
+    if (directory / PREPROCESSING).is_file():
+        return Wanted(shape=(3, None, None), images=_images(read_json(directory / PREPROCESSING)), classes=classes)
+    context = getattr(settings, "max_position_embeddings", None)
+    context = context if isinstance(context, int) and context > 0 else None
+    return Wanted(
+        "tokens",
+        inputs=2,
+        tokenizer=_tokenizer(directory, context, transformers, label),
+        context=context,
+        classes=classes,
+    )
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    named = config.get("id2label")
+    if not isinstance(named, dict) or set(named) != {str(place) for place in range(len(named))}:
+        return None
+    return tuple(str(named[str(place)]) for place in range(len(named)))
+
+
+def _images(config: Mapping[str, Any]) -> Images:
+    size = config.get("crop_size") or config.get("size") or {}
+    edge = size.get("shortest_edge") if isinstance(size, dict) else size
+    height = size.get("height", edge) if isinstance(size, dict) else size
+    width = size.get("width", edge) if isinstance(size, dict) else size
+    normal = config.get("do_normalize", True)
+    return Images(
+        (int(height), int(width)) if height and width else None,
+        tuple(map(float, config["image_mean"])) if normal and config.get("image_mean") else None,
+        tuple(map(float, config["image_std"])) if normal and config.get("image_std") else None,
+        float(config.get("crop_pct") or 1.0),
+        PREPROCESSING,
+    )
+
+
+def _tokenizer(directory: Path, context: int | None, transformers: Any, label: str) -> Any:
+    """Text -> tokens, cut to the context; None where the directory has no tokenizer."""
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        return None
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelDoesNotRun(f"{label}: transformers cannot read its tokenizer: {describe(error)}") from error
+
+    def tokens(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, truncation=context is not None, max_length=context)["input_ids"]
+        return found
+
+    tokens.pad = tokenizer.pad_token_id or 0  # type: ignore[attr-defined]
+    return tokens
+
+
+def _takes_positions(module: nn.Module, wanted: Wanted) -> None:
+    """Let the model be called with tensors in order, as any other is: their names differ from class to class."""
+    names = ("input_ids", "attention_mask") if wanted.kind == "tokens" else ("pixel_values",)
+
+    def by_name(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        return (), {**dict(zip(names, arguments, strict=False)), **named}
+
+    module.register_forward_pre_hook(by_name, with_kwargs=True)

@@ -1,0 +1,300 @@
+"""Students: what `--student` and `--ratio` mean, and how a small model is made from them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from modelzip_cli.errors import ModelDoesNotRun, UsageError, did_you_mean, inert
+from modelzip_cli.running.architecture import build, describe
+from modelzip_cli.running.batchnorm import reestimate
+from modelzip_cli.running.channels import choose, cut_checked, find_channels, width_for
+from modelzip_cli.running.export import traced
+from modelzip_cli.running.graph import set_training
+from modelzip_cli.running.initialise import initialise
+from modelzip_cli.running.inputs import Batch
+from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
+from modelzip_cli.running.losses import LOSSES, soft_loss
+from modelzip_cli.running.model import Model, Network, open_model, wanted_by
+
+DEFAULT = "width=0.5"
+KINDS = ("strong", "weak")
+SCORES = ("l2", "taylor")
+CUTS = "width=SHARE, depth=SHARE, layers=0,2,4"
+TAYLOR_BATCH, TAYLOR_TEMPERATURE = 8, 4.0  # gradients of large batches cancel; a teacher sure of itself has hardly any
+
+
+def check_choices(kind: str, score: str, loss: str) -> None:
+    """Refuse words that are none of those to choose from. Raises UsageError."""
+    for option, word, known in (("--kind", kind, KINDS), ("--score", score, SCORES), ("--loss", loss, LOSSES)):
+        if word not in known:
+            raise UsageError(f"{option} {inert(word)!r}: there are {', '.join(known)}{did_you_mean(word, known)}")
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """How a student is made: cut from the teacher by `width`, `depth` or `layers`, or down to 1/`ratio` of its
+    parameters; or else what `arch` names, which is any form of --arch or a checkpoint that exists."""
+
+    width: float | None = None
+    depth: float | None = None
+    layers: tuple[int, ...] | None = None
+    ratio: float | None = None
+    arch: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is made from the teacher's graph."""
+        return self.arch is None
+
+    def __str__(self) -> str:
+        if self.arch is not None:
+            return self.arch + (f" {json.dumps(dict(self.arguments))}" if self.arguments else "")
+        parts = [f"width={self.width:g}"] if self.width is not None else []
+        parts += [f"depth={self.depth:g}"] if self.depth is not None else []
+        parts += [f"layers={','.join(map(str, self.layers))}"] if self.layers is not None else []
+        parts += [f"ratio={self.ratio:g}x"] if self.ratio is not None else []
+        return ",".join(parts)
+
+
+def parse_student(text: str | None, ratio: float | None, arguments: Mapping[str, Any]) -> StudentSpec:
+    """Read --student and --ratio. Raises UsageError."""
+    if text is not None and not text.startswith(("width=", "depth=", "layers=")):
+        if ratio is not None:
+            raise UsageError("--ratio cuts a student from the teacher; --student names one that exists: choose one")
+        return StudentSpec(arch=text, arguments=arguments)
+    if arguments:
+        raise UsageError("--student-args are for a class or function that --student names")
+    if text is None:
+        return StudentSpec(ratio=ratio) if ratio is not None else StudentSpec(width=float(DEFAULT.partition("=")[2]))
+    values: dict[str, list[str]] = {}
+    name = ""
+    for item in text.split(","):  # the numbers of layers=0,2,4 belong to what came before them
+        key, separator, value = item.partition("=")
+        name = key if separator else name
+        values.setdefault(name, []).append(value if separator else key)
+    spec = StudentSpec(
+        _share(values.pop("width", None), text),
+        _share(values.pop("depth", None), text),
+        _numbers(values.pop("layers", None), text),
+        ratio,
+    )
+    if values:
+        raise UsageError(f"--student {inert(text)!r}: no {inert(next(iter(values)))!r}; there are {CUTS}")
+    if spec.depth is not None and spec.layers is not None:
+        raise UsageError(f"--student {inert(text)!r}: depth and layers exclude each other")
+    if spec.width is not None and ratio is not None:
+        raise UsageError("--ratio finds the width: leave width away")
+    return spec
+
+
+def _share(texts: list[str] | None, whole: str) -> float | None:
+    if texts is None:
+        return None
+    try:
+        share = float(texts[0]) if len(texts) == 1 else 0.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"--student {inert(whole)!r}: write a share between 0 and 1, such as width=0.5")
+    return share
+
+
+def _numbers(texts: list[str] | None, whole: str) -> tuple[int, ...] | None:
+    if texts is None:
+        return None
+    if not all(text.isascii() and text.isdigit() and len(text) < 7 for text in texts):
+        raise UsageError(f"--student {inert(whole)!r}: write the layers to keep as layers=0,2,4; the first is 0")
+    return tuple(sorted({int(text) for text in texts}))
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student before it learns. `notes`: what the user should know of how it was made; `cut`: from the teacher's
+    graph, `teacher_graph`, whose operations have the same names."""
+
+    model: Model
+    notes: tuple[str, ...] = ()
+    teacher_graph: GraphModule | None = None
+
+
+def make_student(
+    teacher: Model,
+    spec: StudentSpec,
+    *,
+    kind: str,
+    score: str,
+    network: Network,
+    batches: Callable[[], list[Batch]],
+    seed: int,
+) -> Student:
+    """Build the student of `spec`. `batches`: some training data, for statistics and for what layers are worth.
+
+    strong: it has the teacher's weights, as far as they fit. weak: a cut one gets fresh weights; a class that --student
+    names starts as it comes, a file with the weights in it. Raises UsageError where the teacher has no such part.
+    """
+    torch.manual_seed(seed)
+    if spec.arch is not None:
+        return _named(teacher, spec, kind, network)
+    first = batches()[0]
+    graph = graph_of(teacher, first)
+    module, notes = graph, []
+    if spec.depth is not None or spec.layers is not None:
+        stack = find_stack(module, teacher.label)
+        gone = (
+            choose_layers(module, stack, spec.depth, _damage(teacher, batches()[:4]), teacher.label)
+            if spec.depth is not None
+            else check_layers(stack, spec.layers or (), teacher.label)
+        )
+        module = without(module, stack, gone)
+        notes.append(f"layers {', '.join(map(str, gone))} of the {stack.count} of {inert(stack.name)} were dropped")
+    if spec.width is not None or spec.ratio is not None:
+        module, more = _narrow(teacher, spec, module, score, batches)
+        notes += more
+    if kind == "weak":
+        initialise(module, seed)
+    else:
+        reestimate(module, [batch.inputs for batch in batches()])
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    set_training(module, False)
+    model = replace(teacher, module=module, rung=f"{spec} of {teacher.label}", bytes=0, is_graph=True, recipe=None)
+    return Student(model, tuple(notes), graph)
+
+
+def graph_of(model: Model, batch: Batch) -> GraphModule:
+    """The exported graph of a model, a copy; exported here where it is none yet. Raises ModelDoesNotRun."""
+    if isinstance(model.module, GraphModule):
+        return copy.deepcopy(model.module)
+    try:
+        return traced(model.module, example_of(batch), model.wanted)
+    except Exception as error:
+        raise ModelDoesNotRun(
+            f"{model.label}: torch.export cannot take the network apart ({describe(error)}): name a smaller one with "
+            "--student file.py:Small"
+        ) from error
+
+
+def example_of(batch: Batch) -> tuple[Tensor, ...]:
+    """Two examples, since one would freeze the batch axis, and of half the tokens, since all would freeze the length."""
+    pairs = [torch.cat([x, x])[:2] for x in batch.inputs]
+    return tuple(
+        x if x.is_floating_point() or x.ndim != 2 else x[:, : max(2, x.shape[1] // 2)].contiguous() for x in pairs
+    )
+
+
+def _damage(teacher: Model, batches: list[Batch]) -> Callable[[GraphModule], float]:
+    """How far a model without something is from the teacher: KL in nats, over some batches."""
+    with torch.inference_mode():
+        wanted = [teacher.scores(batch) for batch in batches]
+
+    def damage(module: GraphModule) -> float:
+        model = replace(teacher, module=module)
+        with torch.inference_mode():
+            return sum(
+                float(soft_loss(model.scores(batch), scores, 1.0))
+                for batch, scores in zip(batches, wanted, strict=True)
+            )
+
+    return damage
+
+
+def _narrow(
+    teacher: Model, spec: StudentSpec, module: GraphModule, score: str, batches: Callable[[], list[Batch]]
+) -> tuple[GraphModule, list[str]]:
+    """Cut channels, so that the width or the number of parameters is what was asked for."""
+    channels = find_channels(module)
+    if not channels.groups:
+        reasons = "; ".join(f"{inert(frozen.name)}: {frozen.reason}" for frozen in channels.frozen[:3])
+        raise UsageError(f"{teacher.label}: no channels of this network can be cut ({reasons}): try depth=SHARE")
+    importance = taylor_importance(module, teacher, batches()) if score == "taylor" else None
+    width = spec.width
+    if width is None:
+        assert spec.ratio is not None
+        width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
+    keep = choose(module, channels, width, importance=importance)
+    made = cut_checked(module, channels, keep, batches()[0].inputs)
+    notes = [
+        f"{len(made.keep)} of {len(channels.groups) + len(channels.frozen)} groups of channels were cut to {width:.3g}; "
+        f"cut and masked model differ by {made.difference:.1g}"
+    ]
+    frozen = [*channels.frozen, *made.frozen]
+    if frozen:
+        shown = "; ".join(f"{inert(one.name, longest=60)}: {one.reason}" for one in frozen[:3])
+        notes.append(f"{len(frozen)} groups stay as they are: {shown}" + ("; ..." if len(frozen) > 3 else ""))
+    return made.module, notes
+
+
+def taylor_importance(module: GraphModule, teacher: Model, batches: list[Batch]) -> dict[str, Tensor]:
+    """sum over small batches of |w dL/dw|, by name of the weight, in its shape; L: loss on labels that the model draws.
+
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, 2019, arXiv:1906.10771, equation 8.
+    """
+    named = dict(module.named_parameters())
+    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
+    generator = torch.Generator().manual_seed(0)
+    model = replace(teacher, module=module)
+    for batch in batches:
+        for start in range(0, len(batch.inputs[0]), TAYLOR_BATCH):
+            scores = model.run(tuple(x[start : start + TAYLOR_BATCH] for x in batch.inputs)).flatten(0, -2)
+            drawn = torch.multinomial((scores.detach() / TAYLOR_TEMPERATURE).softmax(-1), 1, generator=generator)
+            loss = nn.functional.cross_entropy(scores, drawn.squeeze(1))
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
+                if gradient is not None:
+                    total[name] += (parameter.detach() * gradient).abs()
+    return total
+
+
+def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> Student:
+    """A class, function, graph, directory or file that --student names."""
+    assert spec.arch is not None
+    path = Path(spec.arch)
+    notes: tuple[str, ...] = ()
+    if path.exists() and path.suffix != ".py":
+        own = Network() if path.is_dir() or path.suffix == ".pt2" else network
+        if own.arch is None and teacher.is_graph and path.suffix != ".pt2" and not path.is_dir():
+            own = Network(arch=teacher.label)
+        model = open_model(path, own)
+        if kind == "strong":
+            notes = (_copy_weights(teacher, model, spec),) if model.parameters != teacher.parameters else ()
+    else:
+        module = build(spec.arch, spec.arguments)
+        model = Model(module, inert(spec.arch), inert(spec.arch), wanted_by(module), 0)
+        if kind == "strong":
+            notes = (_copy_weights(teacher, model, spec),)
+    model = replace(model, module=copy.deepcopy(model.module), bytes=0)
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(True)
+    return Student(model, notes)
+
+
+def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
+    """Let the student begin with every tensor of the teacher that has the same name and shape; say how many."""
+    theirs, ours = teacher.module.state_dict(), student.module.state_dict()
+    common = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
+    if not any(name in dict(student.module.named_parameters()) for name in common):
+        raise UsageError(
+            f"--student {inert(str(spec))}: no weight has the name and shape of one of the teacher: --kind weak learns "
+            f"from its outputs alone, and {CUTS} cut a student from the teacher"
+        )
+    student.module.load_state_dict(common, strict=False)
+    return f"{len(common)} of {len(ours)} tensors begin as those of the teacher"
+
+
+def arch_of(metadata: Mapping[str, str]) -> str:
+    """How a student says that it was made, as text for a person; empty where it says nothing."""
+    try:
+        recipe = json.loads(metadata.get("modelzip.student", "{}"))
+        return inert(str(recipe["arch"]), longest=200) if "arch" in recipe else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
