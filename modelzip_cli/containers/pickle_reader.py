@@ -25,11 +25,15 @@ PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 @dataclass(frozen=True)
 class Pickled:
-    """A pickle as a `tree` of inert values, the `storages` that it refers to by key, and the place after its end."""
+    """A pickle as a `tree` of inert values, the `storages` that it refers to by key, and the place after its end.
+
+    `names`: all that it names, such as `os.system`, also where nothing of it is left in the tree.
+    """
 
     tree: Tree
     storages: dict[str, StorageRef]
     end: int
+    names: frozenset[str]
 
 
 def read_pickle(data: bytes) -> Tree:
@@ -42,7 +46,7 @@ def read_one_pickle(data: bytes, place: int = 0) -> Pickled:
     machine = _Machine(data, place)
     try:
         tree = machine.run()
-        return Pickled(tree, machine.storages, machine.place)
+        return Pickled(tree, machine.storages, machine.place, frozenset(machine.names))
     except BadPickle:
         raise
     except (IndexError, KeyError, ValueError, TypeError, OverflowError, struct.error, RecursionError) as error:
@@ -59,6 +63,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.copied = 0
         self.memo: dict[int, Any] = {}
+        self.names: set[str] = set()
 
     def run(self) -> Tree:
         for _ in range(MOST_OPCODES):
@@ -157,7 +162,9 @@ class _Machine:
     # Names and what stands for objects
 
     def find(self, module: str, name: str) -> None:
-        self.push(Global(f"{PYTHON_2.get(module, module)}.{name}"))
+        dotted = f"{PYTHON_2.get(module, module)}.{name}"
+        self.names.add(dotted)
+        self.push(Global(dotted))
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()

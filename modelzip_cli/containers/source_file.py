@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Protocol
 
 from modelzip_cli.containers.streams import STANDARD, spool
 from modelzip_cli.errors import (
@@ -16,6 +17,19 @@ from modelzip_cli.errors import (
     UsageError,
     inert,
 )
+
+
+class Readable(Protocol):
+    """What a container is read from: a file, or bytes in memory. `label` names it in messages."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes at `offset`. Raises BrokenCheckpoint when the file ends before."""
 
 
 class SourceFile:

@@ -79,7 +79,7 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
                     f"{file.label}: tensor {inert(name, longest=200)} is stored as a pickle, which only code from the "
                     "file could rebuild; nothing was run; save model.state_dict() instead"
                 )
-        weights = OrderedDict((name, _tensor(payload, storages)) for name, payload in listed.items())
+        weights = OrderedDict((name, payload_tensor(payload, storages)) for name, payload in listed.items())
     except NotStrict as error:
         raise BrokenCheckpoint(f"{file.label}: the list of its weights: {inert(str(error), longest=200)}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -88,7 +88,8 @@ def read_export(file: SourceFile, entries: Mapping[str, Entry]) -> Archive:
     return Archive(weights, storages, hashlib.sha256(text).hexdigest(), container="pt2")
 
 
-def _tensor(payload: Mapping[str, Any], storages: Mapping[str, Entry]) -> TensorRef:
+def payload_tensor(payload: Mapping[str, Any], storages: Mapping[str, Entry]) -> TensorRef:
+    """The view of a storage that a `PayloadMeta` describes. Raises KeyError, TypeError or ValueError."""
     meta, key = payload["tensor_meta"], payload["path_name"]
     if type(meta["dtype"]) is not int:
         raise ValueError("a dtype is not a whole number")

@@ -6,7 +6,7 @@ tensor becomes a view of a storage. Source: PyTorch, torch/_utils.py (`_rebuild_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -16,7 +16,7 @@ from modelzip_cli.containers.ledger import Ledger
 from modelzip_cli.containers.nesting import Nested, take_apart
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import METADATA
-from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.source_file import Readable, SourceFile
 from modelzip_cli.containers.tree import TensorRef, Tree, Weights
 from modelzip_cli.containers.zip_file import Entry
 from modelzip_cli.errors import BrokenCheckpoint, inert
@@ -64,11 +64,11 @@ class TorchFile:
         for name, tensor in nested.beside.items():
             beside[name] = self._tensors[name] = tensor
         for name, tensor in self._tensors.items():
-            self._check_geometry(name, tensor)
-        self._check_repetition()
+            check_geometry(file.label, name, tensor, self._storages)
+        check_repetition(file, self._tensors.values())
         self.specs = {name: TensorSpec(name, ref.dtype, ref.shape) for name, ref in nested.weights.items()}
         self.beside = {name: TensorSpec(name, ref.dtype, ref.shape) for name, ref in beside.items()}
-        self.outer: Outer | None = Outer(nested.tree, tuple(nested.weights), _ties(nested.weights))
+        self.outer: Outer | None = Outer(nested.tree, tuple(nested.weights), ties_of(nested.weights))
         self.metadata = _our_metadata(nested.tree)
         self.state_dict = nested.path
         self.warnings = _warnings(nested)
@@ -107,32 +107,6 @@ class TorchFile:
 
     def _read_entry(self, entry: Entry, begin: int, end: int) -> bytes:
         return self.file.read(entry.offset + begin, end - begin)
-
-    def _check_geometry(self, name: str, tensor: TensorRef) -> None:
-        label = f"{self.file.label}: tensor {inert(name, longest=200)}"
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise BrokenCheckpoint(f"{label}: its name is not valid text") from None
-        storage, width = tensor.storage, tensor.dtype.bits // 8
-        entry = self._storages.get(storage.key)
-        if entry is None:
-            raise BrokenCheckpoint(f"{label}: its storage {inert(storage.key, longest=40)} is not in the file")
-        declared = storage.numel * (1 if storage.dtype is None else storage.dtype.bits // 8)
-        if declared != entry.size:
-            raise BrokenCheckpoint(f"{label}: its storage should have {declared:,} bytes, the file has {entry.size:,}")
-        if len(tensor.shape) != len(tensor.strides):
-            raise BrokenCheckpoint(f"{label}: shape and strides differ in length")
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-        if prod(tensor.shape) and (tensor.offset + last + 1) * width > entry.size:
-            raise BrokenCheckpoint(f"{label}: its shape and strides reach beyond its storage")
-
-    def _check_repetition(self) -> None:
-        """Views may repeat bytes, but not so often that a small file becomes a flood."""
-        logical = sum(prod(ref.shape) * ref.dtype.bits // 8 for ref in set(self._tensors.values()))
-        factor, more = MOST_REPEATED
-        if logical > factor * self.file.size + more:
-            raise BrokenCheckpoint(f"{self.file.label}: its tensors repeat {logical:,} bytes out of {self.file.size:,}")
 
     def _tensor_of(self, key: str) -> str:
         return next(name for name, tensor in self._tensors.items() if tensor.storage.key == key)
@@ -173,6 +147,35 @@ class TorchFile:
         return out
 
 
+def check_geometry(label: str, name: str, tensor: TensorRef, storages: Mapping[str, Entry]) -> None:
+    """Raise BrokenCheckpoint unless the view lies in its storage; `label` and `name` are for the message."""
+    label = f"{label}: tensor {inert(name, longest=200)}"
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BrokenCheckpoint(f"{label}: its name is not valid text") from None
+    storage, width = tensor.storage, tensor.dtype.bits // 8
+    entry = storages.get(storage.key)
+    if entry is None:
+        raise BrokenCheckpoint(f"{label}: its storage {inert(storage.key, longest=40)} is not in the file")
+    declared = storage.numel * (1 if storage.dtype is None else storage.dtype.bits // 8)
+    if declared != entry.size:
+        raise BrokenCheckpoint(f"{label}: its storage should have {declared:,} bytes, the file has {entry.size:,}")
+    if len(tensor.shape) != len(tensor.strides):
+        raise BrokenCheckpoint(f"{label}: shape and strides differ in length")
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    if prod(tensor.shape) and (tensor.offset + last + 1) * width > entry.size:
+        raise BrokenCheckpoint(f"{label}: its shape and strides reach beyond its storage")
+
+
+def check_repetition(file: Readable, tensors: Iterable[TensorRef]) -> None:
+    """Views may repeat bytes, but not so often that a small file becomes a flood. Raises BrokenCheckpoint."""
+    logical = sum(prod(ref.shape) * ref.dtype.bits // 8 for ref in set(tensors))
+    factor, more = MOST_REPEATED
+    if logical > factor * file.size + more:
+        raise BrokenCheckpoint(f"{file.label}: its tensors repeat {logical:,} bytes out of {file.size:,}")
+
+
 def _is_contiguous(tensor: TensorRef) -> bool:
     expected = 1
     for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
@@ -190,7 +193,7 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(strides)) if shape else ()
 
 
-def _ties(weights: Mapping[str, TensorRef]) -> dict[str, str]:
+def ties_of(weights: Mapping[str, TensorRef]) -> dict[str, str]:
     """Map every later name of the same view (storage, offset, shape, strides) to the first."""
     owners: dict[TensorRef, str] = {}
     ties = {}

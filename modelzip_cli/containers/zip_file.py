@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from modelzip_cli.containers.atomic import AtomicFile
-from modelzip_cli.containers.source_file import SourceFile
+from modelzip_cli.containers.memory_file import MemoryFile
+from modelzip_cli.containers.source_file import Readable
 from modelzip_cli.containers.streams import StandardOutput
 from modelzip_cli.errors import BrokenCheckpoint, UnsupportedCheckpoint, inert
 
@@ -46,7 +47,7 @@ TORCHSCRIPT = (
 )
 
 
-def read_directory(file: SourceFile) -> dict[str, Entry]:
+def read_directory(file: Readable) -> dict[str, Entry]:
     """Return the entries of an archive by name. Raises BrokenCheckpoint, or UnsupportedCheckpoint for compression."""
     count, size, offset = _end(file)
     if count > MOST_ENTRIES or size > MOST_DIRECTORY or offset + size > file.size:
@@ -77,7 +78,7 @@ def read_directory(file: SourceFile) -> dict[str, Entry]:
     return entries
 
 
-def _end(file: SourceFile) -> tuple[int, int, int]:
+def _end(file: Readable) -> tuple[int, int, int]:
     """Number of entries, size and offset of the central directory, from the record that must end the file."""
     broken = BrokenCheckpoint(f"{file.label}: the zip directory is missing: cut short; download or copy it again")
     if file.size < END.size:
@@ -112,7 +113,7 @@ def _end(file: SourceFile) -> tuple[int, int, int]:
     return count, size, offset
 
 
-def _entry(file: SourceFile, fields: tuple[Any, ...], raw_name: bytes, extra: bytes, limit: int) -> tuple[Entry, int]:
+def _entry(file: Readable, fields: tuple[Any, ...], raw_name: bytes, extra: bytes, limit: int) -> tuple[Entry, int]:
     """Check one directory record against its local header; return the entry and where the header begins."""
     _, _, _, flags, method, _, _, crc, stored, size, *_, header = fields
     try:
@@ -165,7 +166,7 @@ def check_crc(entry: Entry, data: bytes, label: str) -> None:
 class ZipWriter:
     """Appends stored entries to an output. Data of an entry may come in any order; its header is written last."""
 
-    def __init__(self, output: AtomicFile | StandardOutput) -> None:
+    def __init__(self, output: AtomicFile | StandardOutput | MemoryFile) -> None:
         self.output = output
         self.position = 0
         self._entries: list[tuple[bytes, int, int, int]] = []  # name, header offset, size, crc
