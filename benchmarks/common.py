@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -109,6 +110,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         if number == 0:
             print("  ".join("-" * width for width in widths))
     sys.stdout.flush()
+
+
+def fill(page: str, name: str, script: str, content: str) -> str:
+    """Put `content` between the markers of `name` in a page. Raises SystemExit if it does not have them once."""
+    begin, end = f"<!-- {name}: written by {script} -->", f"<!-- end of {name} -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise SystemExit(f"the page needs these two lines once: {begin} and {end}")
+    return re.sub(
+        f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n\n{content}\n\n{end}", page, flags=re.DOTALL
+    )
 
 
 def versions(*packages: str) -> str:

@@ -9,7 +9,6 @@ by magnitude. `--pruning` measures and writes the section about pruning alone.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -440,13 +439,8 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def fill(page: str, name: str, content: str) -> str:
-    """Put `content` between the markers of `name`. Raises SystemExit if the page does not have them once."""
-    begin, end = f"<!-- {name}: written by benchmarks/quality.py -->", f"<!-- end of {name} -->"
-    if page.count(begin) != 1 or page.count(end) != 1:
-        raise SystemExit(f"{PAGE} needs these two lines once: {begin} and {end}")
-    return re.sub(
-        f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n\n{content}\n\n{end}", page, flags=re.DOTALL
-    )
+    """Put `content` between the markers of `name`."""
+    return common.fill(page, name, "benchmarks/quality.py", content)
 
 
 def picture(measured: Measured) -> str:

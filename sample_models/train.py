@@ -351,13 +351,24 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def train_digits_cnn(seed: int) -> str:
-    """Writes a plain state dict, and the distorted test digits."""
+    """Writes a plain state dict, the same model exported, and the distorted digits, train and test."""
     train, test = distorted_digits()
     model = DigitsCNN()
     fit(model, batches(*train, size=64), steps=900, learning_rate=3e-3, seed=seed)
     torch.save(model.state_dict(), HERE / "digits_cnn.pth")
-    save_test("digits_test.npz", *test)
+    export_digits_cnn(model)
+    save_data("digits_train.npz", *train)
+    save_data("digits_test.npz", *test)
     return f"accuracy {accuracy(model, *test):.2f} %"
+
+
+def export_digits_cnn(model: nn.Module) -> None:
+    """Writes the network with its weights. `torch.export.save` would do, but names folders of this machine in it."""
+    from modelzip_cli.running.export import save_export
+    from modelzip_cli.running.inputs import Wanted
+
+    data = save_export(model, (torch.zeros(2, 1, 12, 12),), wanted=Wanted(shape=(1, 12, 12)), recipe=None)
+    (HERE / "digits_cnn.pt2").write_bytes(data)
 
 
 def train_digits_mlp(seed: int) -> str:
@@ -386,7 +397,7 @@ def train_digits_mlp(seed: int) -> str:
         },
     }
     torch.save(checkpoint, HERE / "digits_mlp.pth")
-    save_test("digits_mlp_test.npz", *test)
+    save_data("digits_mlp_test.npz", *test)
     return f"accuracy {reached:.2f} %"
 
 
@@ -406,7 +417,9 @@ def train_docs_lm(seed: int) -> str:
         {"state_dict": state_dict, "hyper_parameters": hyper_parameters, "global_step": steps},
         HERE / "docs_lm_trainer.pth",
     )
-    save_test("docs_test.npz", test[:, :-1], test[:, 1:], vocabulary=np.array(list(VOCABULARY)))
+    apart = train[::CONTEXT]  # windows that do not overlap hold all of the text, but for the end of a run
+    save_data("docs_train.npz", apart[:, :-1], apart[:, 1:])
+    save_data("docs_test.npz", test[:, :-1], test[:, 1:], vocabulary=np.array(list(VOCABULARY)))
     return f"{nats_per_character(model, test[:, :-1], test[:, 1:]):.4f} nats per character"
 
 
@@ -418,11 +431,11 @@ def train_docstring_classifier(seed: int) -> str:
     model = DocstringClassifier()
     fit(model, batches(*train, size=64), steps=400, learning_rate=1e-2, seed=seed)
     save_file(model.state_dict(), HERE / "docstring_classifier.safetensors", metadata={"format": "pt"})
-    save_test("docstrings_test.npz", *test, packages=np.array(packages))
+    save_data("docstrings_test.npz", *test, packages=np.array(packages))
     return f"accuracy {accuracy(model, *test):.2f} %"
 
 
-def save_test(name: str, x: Tensor, y: Tensor, **more: Any) -> None:
+def save_data(name: str, x: Tensor, y: Tensor, **more: Any) -> None:
     """Compressed x and y in the smallest type that holds them: pictures as float16, tokens and labels unsigned."""
     inputs = (
         x.numpy().astype(np.float16) if x.is_floating_point() else x.numpy().astype(np.min_scalar_type(int(x.max())))

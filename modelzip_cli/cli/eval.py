@@ -87,6 +87,7 @@ def eval_(
         from modelzip_cli.running.data import open_data
         from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate
         from modelzip_cli.running.model import open_model
+        from modelzip_cli.running.perceptron import settled
 
         torch.set_num_threads(threads)
         gates = tuple(parse_gate(text, METRICS) for text in fail_under or ())
@@ -109,6 +110,7 @@ def eval_(
                 model = open_model(path, network)
                 examples = open_data(data, model.wanted, options)
                 rows = chosen_rows(examples, limit, seed)
+                model = settled(model, examples, rows)
                 model.check(examples.batch(rows[:2]))
                 warned = [*dict.fromkeys([*warned, *examples.warnings])]
                 if standard is not None and before is None:

@@ -28,6 +28,7 @@ from modelzip_cli.running.export import save_export
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
 from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import load_point, resume_path, save_point
 from modelzip_cli.running.students import Student, StudentSpec, example_of, make_student
 from modelzip_cli.running.training import Lesson, State, Trainer, better_temperature
@@ -38,7 +39,8 @@ HELD_SHARE, HELD_MOST, HELD_SEQUENCES = 0.1, 1000, 128  # of the data; examples,
 BATCH, SEQUENCES = 64, 16  # examples of a step
 MANY_EPOCHS = 10  # from which a high temperature pays for pictures
 EPOCHS, LEAST_STEPS = 20, 300
-LEARNING_RATE, CUT_SHARE = 3e-3, 0.5  # from fresh weights, and what a student that has the teacher's takes of it
+LEARNING_RATE = 3e-3  # from fresh weights; a student that begins with the teacher's takes a share of it
+CUT_SHARE, CUT_SHARE_SEQUENCES = 0.5, 0.2
 SMALL_PARAMETERS = 1e6  # above, the learning rate falls with the square root of the size
 CALIBRATION_BATCHES = 8
 TRIAL_BATCH = 64
@@ -140,11 +142,12 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     train, held = choose_rows(examples, asked)
     tested = open_data(where.test, teacher.wanted, where.options) if where.test else examples
     tested_rows = chosen_rows(tested, None) if where.test else held
+    teacher = settled(teacher, examples, train)
     teacher.check(examples.batch(train[:2]))
     watch.warnings += [*examples.warnings, *(tested.warnings if where.test else ())]
 
-    def measure(model: Model) -> Evaluation:
-        return evaluate(model, tested, tested_rows, reference=teacher)
+    def measure(model: Model, *, latency: bool = True) -> Evaluation:
+        return evaluate(model, tested, tested_rows, reference=teacher, latency=latency)
 
     watch.say("evaluating the teacher")
     rows = [Row("teacher", measure(teacher))]
@@ -161,7 +164,7 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
         seed=asked.seed,
     )
     check_student(student.model, teacher, examples.batch(train[:2]))
-    rows.append(Row("before", measure(student.model)))
+    rows.append(Row("before", measure(student.model, latency=False)))
 
     lesson = choose_lesson(asked, student, examples, len(train))
     make = trainer_maker(teacher, student, examples, train, held)
@@ -251,10 +254,14 @@ def check_teacher(found: Evaluation, examples: Examples, rows: Rows, label: str)
         raise BadData(f"{examples.label}: all labels are the same: accuracy would say nothing")
     error = (most * (1 - most) / max(1, found.labels)) ** 0.5
     if found.accuracy <= most + CLEARLY * error:
+        hint = (
+            "are these the tokens that it was trained on?"
+            if examples.a_label_a_position
+            else "are inputs prepared as in its training (--mean, --std), and labels in its order?"
+        )
         raise TeacherAtChance(
             f"{label}: the teacher is right in {found.accuracy:.1%} of {found.labels:,} cases, and always giving the "
-            f"most frequent answer would be in {most:.1%}: are the pictures normalised as in its training (--mean, "
-            "--std), and the labels in its order?"
+            f"most frequent answer would be in {most:.1%}: {hint}"
         )
 
 
@@ -263,8 +270,8 @@ def check_student(student: Model, teacher: Model, batch: Batch) -> None:
     ours, theirs = student.check(batch).shape, teacher.check(batch).shape
     if ours != theirs:
         raise UsageError(
-            f"{student.label}: gives scores {[*ours]} where {teacher.label} gives {[*theirs]}: teacher and student need "
-            "the same classes, or the same tokens"
+            f"{student.label}: gives scores {[*ours]} where {teacher.label} gives {[*theirs]}: teacher and student "
+            "need the same classes, or the same tokens"
         )
 
 
@@ -282,7 +289,8 @@ def choose_lesson(asked: Asked, student: Student, examples: Examples, count: int
         labels = 0.0
     parameters = student.model.parameters
     rate = LEARNING_RATE * min(1.0, (SMALL_PARAMETERS / max(1, parameters)) ** 0.5)
-    rate *= CUT_SHARE if asked.kind == "strong" else 1.0
+    if asked.kind == "strong":
+        rate *= CUT_SHARE_SEQUENCES if sequences else CUT_SHARE
     return Lesson(
         asked.loss,
         asked.temperature or (4.0 if hot else 1.0),
@@ -354,7 +362,7 @@ def fingerprint(where: Where, asked: Asked, lesson: Lesson, examples: Examples) 
         "kind": asked.kind,
         "score": asked.score,
         "limit": asked.limit,
-        "lesson": lesson.to_json(),
+        **lesson.to_json(),
         "threads": where.threads,
         "modelzip": __version__,
         "torch": torch.__version__,

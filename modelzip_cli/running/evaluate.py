@@ -148,7 +148,7 @@ def evaluate(
                 first = batch
                 classes = scores.shape[-1]
             check_labels(batch.labels, classes, examples.label)
-            theirs = None if reference is None else reference.scores(batch)
+            theirs = None if reference is None else scores if reference is model else reference.scores(batch)
             if theirs is not None and theirs.shape != scores.shape:
                 raise BadData(
                     f"{inert(reference.label) if reference else ''}: gives {theirs.shape[-1]} scores where "

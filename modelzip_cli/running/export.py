@@ -113,6 +113,15 @@ def save_export(
         raise UnsupportedCheckpoint(f"{error} It cannot be saved as .pt2.") from error
 
 
+def traced(module: nn.Module, example: tuple[Tensor, ...], *, wanted: Wanted) -> GraphModule:
+    """The graph of `module` with weights of its own, as if it had been saved and loaded. Raises as `save_export`."""
+    found = cleaned(MemoryFile("the exported model", save_export(module, example, wanted=wanted, recipe=None)))
+    graph = _module(found.archive)
+    _tie(graph, found.ties)
+    set_training(graph, False)
+    return graph
+
+
 def _module(archive: MemoryFile) -> GraphModule:
     """The program of a cleaned archive as a module; the archive is closed, its memory free."""
     with _quiet():

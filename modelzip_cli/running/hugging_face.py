@@ -44,7 +44,7 @@ def open_hugging_face(directory: Path, weights: Path) -> Model:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise UsageError(f"{label}: {CONFIG} names no architecture: give --arch file.py:Net")
     transformers = import_transformers(label)
-    kind = getattr(transformers, names[0], None)
+    kind = _class_of(transformers, names[0], label)
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise UsageError(f"{label}: transformers {transformers.__version__} has no {inert(names[0], longest=80)}")
     try:
@@ -77,6 +77,14 @@ def import_transformers(label: str) -> Any:
             f"{label}: a Hugging Face model needs transformers: pip install 'modelzip[hf]', or give --arch file.py:Net"
         ) from None
     return transformers
+
+
+def _class_of(transformers: Any, name: str, label: str) -> Any:
+    """The class of that name, or None; the library imports it only now, and what it needs may be missing."""
+    try:
+        return getattr(transformers, name, None)
+    except Exception as error:
+        raise ModelDoesNotRun(f"{label}: transformers cannot import {inert(name)}: {describe(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def open_model(path: Path, network: Network) -> Model:
         return replace(model, label=label, bytes=size, rung=f"the graph of {inert(graph.name)} beside it")
     if layers is not None:
         perceptron = Perceptron(layers, load_file(path, key=network.key))
-        inputs = next(iter(perceptron.parameters())).shape[1]
+        inputs = source.specs[f"{layers[0]}.weight"].shape[1]
         return Model(perceptron.eval(), label, f"perceptron of {len(layers)} layers", Wanted(shape=(inputs,)), size)
     raise NoModel(f"{label} holds weights but not the network that uses them. {hint}")
 

@@ -7,15 +7,20 @@ right one; without labels, or for any other shape of network, nothing is guessed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelzip_cli.errors import NoModel
-from modelzip_cli.running.inputs import Examples, Rows
+from modelzip_cli.running.inputs import Batch, Examples, Rows
 from modelzip_cli.running.layers import with_tensors_in
+
+if TYPE_CHECKING:
+    from modelzip_cli.running.model import Model
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "ReLU": F.relu,
@@ -24,6 +29,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "SiLU": F.silu,
     "sigmoid": torch.sigmoid,
 }
+NOTHING = "nothing"
 TRIED = 2000  # labelled examples
 
 
@@ -59,32 +65,37 @@ def find_chain(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...] | None:
     return layers if chained else None
 
 
-def settle(module: nn.Module, examples: Examples, rows: Rows, label: str) -> str | None:
-    """Choose the activation of a `Perceptron` by its cross-entropy on labelled examples; None for other networks.
+def settled(model: Model, examples: Examples, rows: Rows) -> Model:
+    """A perceptron with the activation that has the lowest cross-entropy on labelled examples; another model as it is.
 
     Raises NoModel without labels, or where no activation beats the most frequent label.
     """
-    if not isinstance(module, Perceptron):
-        return None
+    if not isinstance(model.module, Perceptron):
+        return model
     if not examples.labelled or examples.a_label_a_position:
         raise NoModel(
-            f"{label} holds weights of linear layers, but not what stands between them; data with labels could tell: "
-            "or give --arch file.py:Net"
+            f"{model.label} holds weights of linear layers, but not what stands between them; data with labels could "
+            "tell: or give --arch file.py:Net"
         )
-    batch = examples.batch(rows[:TRIED])
+    losses = _losses(model.module, examples.batch(rows[:TRIED]))
+    best = min(losses, key=lambda name: losses[name])
+    if best == NOTHING:
+        raise NoModel(
+            f"{model.label} holds weights of linear layers, but with no activation between them do they fit the "
+            "labels: give --arch file.py:Net"
+        )
+    model.module.activation = best
+    return replace(model, rung=f"{model.rung}, {best} between them (of {', '.join(ACTIVATIONS)} the best)")
+
+
+def _losses(module: Perceptron, batch: Batch) -> dict[str, float]:
+    """Cross-entropy in nats by activation, and that of the frequencies of the labels alone."""
     assert batch.labels is not None
-    losses = {}
+    counts = torch.bincount(batch.labels).double()
+    shares = counts[counts > 0] / counts.sum()
+    losses = {NOTHING: float(-(shares * shares.log()).sum())}
     with torch.inference_mode():
         for name in ACTIVATIONS:
             module.activation = name
             losses[name] = float(F.cross_entropy(module(*batch.inputs), batch.labels))
-    best = min(losses, key=lambda name: losses[name])
-    counts = torch.bincount(batch.labels).double()
-    shares = counts[counts > 0] / counts.sum()
-    if losses[best] >= float(-(shares * shares.log()).sum()):
-        raise NoModel(
-            f"{label} holds weights of linear layers, but with no activation do they fit the labels (cross-entropy "
-            f"{losses[best]:.2f} nats at best): give --arch file.py:Net"
-        )
-    module.activation = best
-    return best
+    return losses

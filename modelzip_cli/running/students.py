@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from modelzip_cli.errors import ModelDoesNotRun, UsageError, did_you_mean, inert
-from modelzip_cli.running.architecture import build, describe
+from modelzip_cli.errors import ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
 from modelzip_cli.running.channels import choose, cut_checked, find_channels, width_for
 from modelzip_cli.running.export import traced
@@ -176,16 +176,13 @@ def graph_of(model: Model, batch: Batch) -> GraphModule:
     if isinstance(model.module, GraphModule):
         return copy.deepcopy(model.module)
     try:
-        return traced(model.module, example_of(batch), model.wanted)
-    except Exception as error:
-        raise ModelDoesNotRun(
-            f"{model.label}: torch.export cannot take the network apart ({describe(error)}): name a smaller one with "
-            "--student file.py:Small"
-        ) from error
+        return traced(model.module, example_of(batch), wanted=model.wanted)
+    except UnsupportedCheckpoint as error:
+        raise ModelDoesNotRun(f"{model.label}: {error}: name a smaller network with --student file.py:Small") from error
 
 
 def example_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Two examples, since one would freeze the batch axis, and of half the tokens, since all would freeze the length."""
+    """Two examples, since one would freeze the batch axis; half the tokens, since all would freeze the length."""
     pairs = [torch.cat([x, x])[:2] for x in batch.inputs]
     return tuple(
         x if x.is_floating_point() or x.ndim != 2 else x[:, : max(2, x.shape[1] // 2)].contiguous() for x in pairs
@@ -224,8 +221,8 @@ def _narrow(
     keep = choose(module, channels, width, importance=importance)
     made = cut_checked(module, channels, keep, batches()[0].inputs)
     notes = [
-        f"{len(made.keep)} of {len(channels.groups) + len(channels.frozen)} groups of channels were cut to {width:.3g}; "
-        f"cut and masked model differ by {made.difference:.1g}"
+        f"{len(made.keep)} of {len(channels.groups) + len(channels.frozen)} groups of channels were cut to "
+        f"{width:.3g}; cut and masked model differ by {made.difference:.1g}"
     ]
     frozen = [*channels.frozen, *made.frozen]
     if frozen:

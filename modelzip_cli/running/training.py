@@ -36,6 +36,7 @@ PATIENCE = 5  # evaluations without gain, after which a run ends
 WARM_UP = 0.05  # of the steps
 CLIP = 1.0
 CHUNK = 64
+SAVE_SECONDS = 300.0  # between resume points where evaluations are farther apart
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,12 @@ class Trainer:
         """Train to the end, and leave the best weights in the student. `save` is told where to go on from."""
         state, lesson = self.state, self.lesson
         started = time.monotonic() - state.elapsed
-        every = max(1, lesson.steps // EVALUATIONS)
+        every, saved = max(1, lesson.steps // EVALUATIONS), state.elapsed
         if not state.best:
             self._evaluate(math.nan)
         self._mode(True)
         while state.step < lesson.steps and not state.ended:
-            loss = self._step(state.step)
+            loss = self.step(state.step)
             state.elapsed = time.monotonic() - started
             if not math.isfinite(loss):
                 state.ended = f"the loss is not a number at step {state.step + 1}"
@@ -162,6 +163,10 @@ class Trainer:
                 elif late and state.step < lesson.steps:
                     state.ended = f"the time was over at step {state.step}"
                 save(state)
+                saved = state.elapsed
+            elif state.elapsed - saved > SAVE_SECONDS:
+                save(state)
+                saved = state.elapsed
             if stopped():
                 state.ended = state.ended or f"stopped at step {state.step}"
                 save(state)
@@ -172,7 +177,8 @@ class Trainer:
     def _mode(self, training: bool) -> None:
         set_training(self.student.module, training)
 
-    def _step(self, step: int) -> float:
+    def step(self, step: int) -> float:
+        """One step on the batch that it has by seed and number; returns the loss, or NaN where nothing was learnt."""
         lesson = self.lesson
         epoch, place = divmod(step, self._batches)
         shuffled = self._train[order(len(self._train), lesson.seed, epoch)]
