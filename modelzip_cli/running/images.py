@@ -95,7 +95,7 @@ def open_folder(root: Path, wanted: Wanted, images: Preparation, *, skip_bad: bo
     _check_found(by_class, root)
     origin, numbers = _classes(by_class, Origin(label, ""), wanted)
     if others:
-        origin = origin.warn(f"{others:,} other entries are ignored: no pictures, hidden, or beside the classes")
+        origin = origin.warn(f"ignored, as no pictures, hidden, or beside the classes: {others:,}")
     if images.mean is None:
         origin = origin.warn(UNNORMALISED)
 
@@ -106,7 +106,9 @@ def open_folder(root: Path, wanted: Wanted, images: Preparation, *, skip_bad: bo
         good = _decodable(paths, decode)
         if len(good) < len(paths):
             bad = sorted({*range(len(paths))} - {*good})
-            origin = origin.warn(f"{len(bad):,} pictures cannot be read and are left out, first {_name(paths[bad[0]])}")
+            origin = origin.warn(
+                f"left out, as they cannot be read: {len(bad):,} pictures, first {_name(paths[bad[0]])}"
+            )
         paths, labels = [paths[row] for row in good], labels if labels is None else labels[good]
         if not paths:
             raise BadData(f"{label}: none of its pictures can be read")
@@ -244,7 +246,11 @@ def _opened(path: Path) -> Iterator[Picture]:
     except ModelzipError:
         raise
     except Exception as error:  # a damaged picture raises a dozen kinds: OSError, SyntaxError, struct.error, ...
-        reason = "no picture that Pillow knows" if isinstance(error, UnidentifiedImageError) else inert(str(error))
+        reason = (
+            "no picture that Pillow knows"
+            if isinstance(error, UnidentifiedImageError)
+            else inert(str(error).rstrip("."), longest=200)
+        )
         raise BadData(f"{_name(path)}: {reason}; --skip-bad leaves such pictures out") from error
 
 

@@ -87,4 +87,4 @@ def _size_of(shape: tuple[int | None, ...] | None) -> tuple[int, int] | None:
 def check_channels(images: Preparation, channels: int, label: str) -> None:
     """Raise UsageError where mean and std are not for so many channels."""
     if images.mean is not None and len(images.mean) not in (1, channels):
-        raise UsageError(f"{label}: {channels} channels, but {images.source} names mean and std of {len(images.mean)}")
+        raise UsageError(f"{label}: {channels} channels, but mean and std are of {len(images.mean)} ({images.source})")
