@@ -141,32 +141,36 @@ def _tokens(cell: object) -> list[int]:
 
 
 def _array(cell: object) -> NDArray[np.float32]:
-    try:
-        values = np.array(cell, np.float32)
-    except (TypeError, ValueError, OverflowError):
-        values = np.array(np.nan, np.float32)
-    if not np.isfinite(values).all() or not values.size:
+    values = _floats(cell)
+    if values is None or not values.size:
         raise BadCell(f"{LISTS} is {_shown(cell)}, no array of finite numbers")
     return values
 
 
 def _features(cells: Cells, columns: Sequence[str]) -> NDArray[np.float32]:
     """Cells as numbers; the first that is none is named."""
-    try:
-        values = np.array(cells, np.float32)
-        if np.isfinite(values).all():
-            return values
-    except (TypeError, ValueError, OverflowError):
-        pass
+    values = _floats(cells)
+    if values is not None and values.shape == (len(cells),):
+        return values
     wrong = next(place for place, cell in enumerate(cells) if not _is_number(cell))
-    raise BadCell(f"column {inert(columns[wrong])} is {_shown(cells[wrong])}, no finite number, which the model takes")
+    raise BadCell(
+        f"column {inert(columns[wrong])} is {_shown(cells[wrong])}, no finite float32; the model takes numbers"
+    )
+
+
+def _floats(value: object) -> NDArray[np.float32] | None:
+    """A number, or nested lists of them, as float32; None for what is something else, ragged or not finite."""
+    try:
+        with np.errstate(over="ignore"):
+            floats = np.array(value, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return floats if np.isfinite(floats).all() else None
 
 
 def _is_number(cell: object) -> bool:
-    try:
-        return bool(np.isfinite(np.array(cell, np.float32)))
-    except (TypeError, ValueError, OverflowError):
-        return False
+    value = _floats(cell)
+    return value is not None and value.ndim == 0
 
 
 def _stacked(inputs: Sequence[NDArray[np.float32]], origin: Origin) -> NDArray[np.float32]:
@@ -208,6 +212,8 @@ def _read_delimited(delimiter: str) -> Callable[[bytes, str], Table]:
             header = next((cells for cells in lines if cells), ())
         except csv.Error as error:
             raise BadData(f"{label}: line {lines.line_num}: {error}") from None
+        if not header:
+            raise BadData(f"{label}: no rows")
         if all(map(_is_number, header)):
             raise BadData(f"{label}: the first row holds numbers; it has to name the columns, such as x1,x2,label")
         return Table(_unique([str(name) for name in header], label), rows(), "line")

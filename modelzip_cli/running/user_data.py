@@ -64,7 +64,7 @@ class DatasetExamples(Examples):
     def _input(self, part: object, row: int) -> Tensor:
         x = self._tensor(part, row)
         if self._tokens and x.is_floating_point():
-            raise BadData(f"{self.place(row)}: x is {x.dtype}, but the model takes tokens, which are whole numbers")
+            raise BadData(f"{self.place(row)}: x is {x.dtype}, but the model takes tokens: whole numbers")
         return x.to(torch.int64 if self._tokens else torch.float32)
 
     def _label(self, part: object, row: int) -> Tensor:
