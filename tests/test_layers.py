@@ -124,8 +124,8 @@ METHODS = (".open", ".write_bytes", ".write_text", ".touch", ".tofile", ".save",
 
 
 def opens_a_path(name: str, call: ast.Call) -> bool:
-    """Whether a call can open a file; /dev/null is none."""
-    if call.args and ast.unparse(call.args[0]) == "os.devnull":
+    """Whether a call can open a file; /dev/null is none, nor are bytes in memory."""
+    if call.args and ast.unparse(call.args[0]).startswith(("os.devnull", "BytesIO(")):
         return False
     return name in OPENERS or name.endswith(METHODS)
 

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ class Wanted:
     stands for an axis of any length, and for a model that says nothing. `batch`: the only batch size that it takes,
     where it was exported so. `inputs`: how many tensors; a second one is an attention mask. `images`: the preprocessing
     that its own configuration names. `tokenizer`: text -> tokens; `context`: the most tokens; `classes`: their names.
+    `positions`: whether it answers at each position, as language models do; None: not known.
     """
 
     kind: str = "floats"
@@ -48,6 +50,7 @@ class Wanted:
     tokenizer: Callable[[str], list[int]] | None = None
     context: int | None = None
     classes: tuple[str, ...] | None = None
+    positions: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,16 @@ class Batch:
 class Examples(ABC):
     """A data set, opened. Reading it again gives the same tensors: nothing is random here.
 
-    `label`: its path, for messages. `labelled`; `a_label_a_position`: language models. `classes`: names by number, or
-    None. `warnings`: what the user should know, such as pictures that were skipped. `fingerprint`: SHA-256 of what it
+    `label`: its path, for messages. `labelled`; `a_label_a_position`: language models. `labels`: integers [examples] or
+    [examples, time], where they are known before a batch is read, else None. `classes`: names by number, or None.
+    `warnings`: what the user should know, such as pictures that were skipped. `fingerprint`: SHA-256 of what it
     consists of (list of files with sizes, or the bytes of the file) and of how it is prepared.
     """
 
     label: str
     labelled: bool
     a_label_a_position: bool = False
+    labels: NDArray[Any] | None = None
     classes: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
     fingerprint: str
@@ -81,6 +86,15 @@ class Examples(ABC):
     @abstractmethod
     def batch(self, rows: Rows) -> Batch:
         """The examples at `rows`, in that order. Raises BadData that names what cannot be read."""
+
+    def place(self, row: int) -> str:
+        """How messages call an example: its file, its line, or its number."""
+        return f"{self.label}: example {row} (counted from 0)"
+
+
+def fingerprint(*parts: object) -> str:
+    """SHA-256 of plain values (strings, numbers, None, tuples of them): what data consists of, how it is prepared."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def seed_of(*key: int | str) -> int:
