@@ -46,7 +46,5 @@ def picture(rows: Sequence[tuple[str, float, float]], teacher: float) -> str:
     x = across(teacher)
     out.append(f'<line class="teacher" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}"/>')
     out.append(f'<text x="{x:.1f}" y="{TOP - 14}" text-anchor="middle">teacher {teacher:.1f}</text>')
-    out.append(
-        f'<text x="{WIDTH - 16}" y="26" text-anchor="end">thick: after training; thin: before it</text>'
-    )
+    out.append(f'<text x="{WIDTH - 16}" y="26" text-anchor="end">thick: after training; thin: before it</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

@@ -51,6 +51,14 @@ class BadData(ModelzipError):
     """Data cannot be read, or does not fit the model: a picture is damaged, a label out of range, a class alone."""
 
 
+class UserCodeFailed(ModelzipError):
+    """Code that the user named (--arch, --data) raised an error; --debug shows where."""
+
+
+class MissingExtra(ModelzipError):
+    """What was asked for needs a library that is not installed; the message names the extra that brings it."""
+
+
 class CannotWrite(ModelzipError):
     """The output could not be written: no space, no permission, a failing disk."""
 

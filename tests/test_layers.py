@@ -104,7 +104,7 @@ WALLS = {
     "numba": {"kernels.jit", "kernels.vector"},
     "llvmlite": {"kernels.vector"},
     "torch": {"__init__"} | {name for name in NAMES.values() if name.startswith("running.")},
-    "safetensors": {"running.resume"},
+    "safetensors": {"running.resume", "running.student_file"},
     "pickle": set(),
     "zipfile": set(),
     "rich": {"render", "cli.progress"},
@@ -125,7 +125,7 @@ METHODS = (".open", ".write_bytes", ".write_text", ".touch", ".tofile", ".save",
 
 def opens_a_path(name: str, call: ast.Call) -> bool:
     """Whether a call can open a file; /dev/null is none, nor are bytes in memory."""
-    if call.args and ast.unparse(call.args[0]).startswith(("os.devnull", "BytesIO(")):
+    if any(part in ast.unparse(argument) for argument in call.args for part in ("os.devnull", "BytesIO(")):
         return False
     return name in OPENERS or name.endswith(METHODS)
 

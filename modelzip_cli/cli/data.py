@@ -37,7 +37,7 @@ def data_options(
 ) -> DataOptions:
     """How data are read. Raises UsageError for values that say nothing."""
     from modelzip_cli.running.data import DataOptions
-    from modelzip_cli.running.text import open_tokenizer
+    from modelzip_cli.running.tokenizer import open_tokenizer
 
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together: give both")

@@ -82,14 +82,12 @@ def eval_(
     check_report_files(files, [*paths, *([reference] if reference else [])])
     started = time.monotonic()
     with quiet_torch():
-        import torch
-
         from modelzip_cli.running.data import open_data
-        from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate
+        from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate, use_threads
         from modelzip_cli.running.model import open_model
         from modelzip_cli.running.perceptron import settled
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
         gates = tuple(parse_gate(text, METRICS) for text in fail_under or ())
         network = network_of(arch, arch_args, key)
         options = data_options(

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from modelzip_cli.errors import BadData
 from modelzip_cli.running.content import Origin
-from modelzip_cli.running.inputs import IGNORED, BadData, Batch, Examples, Rows, Wanted, fingerprint
+from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, Wanted, fingerprint
 from modelzip_cli.running.npy import read_arrays
 from modelzip_cli.running.pixels import UNNORMALISED, Pixels, Preparation, check_channels
 

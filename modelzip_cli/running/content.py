@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelzip_cli.containers.source_file import SourceFile
-from modelzip_cli.running.inputs import BadData
+from modelzip_cli.errors import BadData
 
 
 @dataclass(frozen=True)

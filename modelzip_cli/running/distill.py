@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +21,14 @@ from modelzip_cli.output import check_output
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import Gate
 from modelzip_cli.running.data import DataOptions, open_data
-from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, evaluate, largest_class
-from modelzip_cli.running.export import save_export
+from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, evaluate, largest_class, use_threads
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
 from modelzip_cli.running.model import Model, Network, open_model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import load_point, resume_path, save_point
-from modelzip_cli.running.students import Student, StudentSpec, example_of, make_student
+from modelzip_cli.running.student_file import student_bytes
+from modelzip_cli.running.students import Student, StudentSpec, make_student
 from modelzip_cli.running.training import Lesson, State, Trainer, better_temperature
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.single import Settings, compress_file
@@ -131,7 +129,7 @@ class Watch:
 def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     """Carry out `asked`: nothing is written before the student was trained, evaluated and has passed its gates."""
     started = time.monotonic()
-    torch.set_num_threads(where.threads)
+    use_threads(where.threads)
     check_output(where.teacher, where.output, force=where.force or where.resume, dry_run=False, make_folders=False)
     point = resume_path(where.output)
     if point.exists() and not (where.resume or where.force):
@@ -190,7 +188,9 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
         watch.warnings.append(f"{state.ended}: the student is that of step {state.best_step}")
 
     watch.say("writing the student")
-    data = student_bytes(student.model, where, asked, lesson, state, examples.batch(train[:2]))
+    data = student_bytes(
+        student.model, where.output.suffix, recipe_of(where, asked, lesson, state), examples.batch(train[:2])
+    )
     final = replace(student.model, bytes=len(data))
     rows[1] = replace(rows[1], evaluation=replace(rows[1].evaluation, bytes=len(data)))
     rows.append(Row("after", measure(final)))
@@ -339,9 +339,9 @@ def interruptible() -> Iterator[Callable[[], int | None]]:
         for other, handler in before.items():
             signal.signal(other, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            before[number] = signal.signal(number, note)
+    for watched in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(watched) is not signal.SIG_IGN:
+            before[watched] = signal.signal(watched, note)
     try:
         yield lambda: caught[0] if caught else None
     finally:
@@ -380,22 +380,6 @@ def recipe_of(where: Where, asked: Asked, lesson: Lesson, state: State) -> dict[
         "lesson": lesson.to_json(),
         "step": state.best_step,
     }
-
-
-def student_bytes(student: Model, where: Where, asked: Asked, lesson: Lesson, state: State, batch: Batch) -> bytes:
-    """The student as a file: a graph for `.pt2`, else its weights. Raises UsageError for another suffix."""
-    recipe = recipe_of(where, asked, lesson, state)
-    suffix = where.output.suffix
-    if suffix == ".pt2":
-        return save_export(student.module, example_of(batch), recipe=recipe, wanted=student.wanted)
-    state_dict = {name: tensor.detach().clone() for name, tensor in student.module.state_dict().items()}
-    if suffix == ".safetensors":
-        from safetensors.torch import save
-
-        return save(state_dict, {"format": "pt", "modelzip.student": json.dumps(recipe)})
-    stream = io.BytesIO()
-    torch.save({"state_dict": state_dict, "modelzip.student": json.dumps(recipe)}, stream)
-    return stream.getvalue()
 
 
 def require(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from modelzip_cli.errors import BadData, inert
 from modelzip_cli.report import Gate, finite, significant
 from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, order
+from modelzip_cli.running.labels import check_range
 from modelzip_cli.running.model import Model
 
 METRICS = ("accuracy", "agreement", "perplexity-ratio")  # what --fail-under knows: the higher the better
@@ -142,12 +143,12 @@ def evaluate(
     sums, classes = Sums(), 0
     first: Batch | None = None
     with torch.inference_mode():
-        for batch in batches(examples, rows, model):
+        for at, batch in batches(examples, rows, model):
             scores = model.scores(batch)
             if first is None:
-                first = batch
-                classes = scores.shape[-1]
-            check_labels(batch.labels, classes, examples.label)
+                first, classes = batch, scores.shape[-1]
+            if batch.labels is not None:
+                check_range(batch.labels.numpy(), classes, examples, at.tolist())
             theirs = None if reference is None else scores if reference is model else reference.scores(batch)
             if theirs is not None and theirs.shape != scores.shape:
                 raise BadData(
@@ -175,15 +176,16 @@ def evaluate(
     )
 
 
-def batches(examples: Examples, rows: Rows, model: Model) -> Iterator[Batch]:
-    """The examples at `rows` in their order, as many at a time as fit: the last batch may be short."""
+def batches(examples: Examples, rows: Rows, model: Model) -> Iterator[tuple[Rows, Batch]]:
+    """The examples at `rows` in their order, as many at a time as fit, and which these are; the last batch is short."""
     size = model.wanted.batch or BATCH
     if model.wanted.batch is None:
         probe = examples.batch(rows[:1])
         if not probe.inputs[0].is_floating_point():
             size = max(1, min(BATCH, POSITIONS // max(1, probe.inputs[0].numel())))
     for start in range(0, len(rows), size):
-        yield examples.batch(rows[start : start + size])
+        taken = rows[start : start + size]
+        yield taken, examples.batch(taken)
 
 
 def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
@@ -193,19 +195,6 @@ def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
     if batch.labels is not None and batch.labels.ndim == 2:
         return batch.labels != IGNORED
     return batch.inputs[1].bool() if len(batch.inputs) > 1 else None
-
-
-def check_labels(labels: Tensor | None, classes: int, label: str) -> None:
-    """Refuse labels that the model has no score for. Raises BadData."""
-    if labels is None:
-        return
-    bad = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
-    if len(bad):
-        value = int(bad[0])
-        hint = "; do labels start at 1?" if value == classes else ""
-        raise BadData(
-            f"{label}: the label {value} is out of range: the model gives {classes} scores, 0 to {classes - 1}{hint}"
-        )
 
 
 def measure_latency(model: Model, batch: Batch) -> dict[int, float]:
@@ -233,8 +222,11 @@ def largest_class(examples: Examples, rows: Rows) -> float | None:
     """The share of the most frequent label: what a model that has learnt nothing else is right in. None unlabelled."""
     if not examples.labelled:
         return None
-    labels = [examples.batch(rows[start : start + BATCH]).labels for start in range(0, len(rows), BATCH)]
-    flat = np.concatenate([found.flatten().numpy() for found in labels if found is not None])
+    if examples.labels is not None:
+        flat = examples.labels[rows].ravel()
+    else:
+        found = [examples.batch(rows[start : start + BATCH]).labels for start in range(0, len(rows), BATCH)]
+        flat = np.concatenate([labels.flatten().numpy() for labels in found if labels is not None])
     counts = np.unique(flat[flat != IGNORED], return_counts=True)[1]
     return float(counts.max() / counts.sum()) if len(counts) else None
 
@@ -243,6 +235,11 @@ def check_gates(gates: tuple[tuple[str, float], ...], found: Evaluation) -> tupl
     """Hold a result against its gates; a metric that is not known does not pass."""
     values = [(metric, limit, found.metric(metric)) for metric, limit in gates]
     return tuple(Gate(metric, limit, value, value is not None and value >= limit) for metric, limit, value in values)
+
+
+def use_threads(threads: int) -> None:
+    """Let torch compute on so many threads."""
+    torch.set_num_threads(threads)
 
 
 def chosen_rows(examples: Examples, limit: int | None, *key: int | str) -> Rows:

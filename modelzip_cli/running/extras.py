@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from modelzip_cli.errors import ModelzipError
-
-
-class MissingExtra(ModelzipError):
-    """What was asked for needs a library that is not installed; the message names the extra that brings it."""
+from modelzip_cli.errors import MissingExtra
 
 
 def require(module: str, extra: str, what: str) -> None:

@@ -69,7 +69,7 @@ def _giving(module: GraphModule, names: list[str]) -> GraphModule:
     nodes: dict[str, Node] = {node.name: node for node in graph.nodes}
     end = next(node for node in graph.nodes if node.op == "output")
     (output,) = end.args
-    scores = output if isinstance(output, Node) else output[0]  # type: ignore[index]  # a tuple with one tensor
+    scores = output if isinstance(output, Node) else output[0]
     end.args = ((scores, *(nodes[name] for name in names)),)
     return GraphModule(module, graph, class_name=type(module).__name__)
 

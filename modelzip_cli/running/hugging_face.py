@@ -17,8 +17,10 @@ from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import NotStrict, parse
 from modelzip_cli.errors import BrokenCheckpoint, ModelDoesNotRun, UnsafeInput, UsageError, inert
 from modelzip_cli.running.architecture import describe
+from modelzip_cli.running.extras import require
 from modelzip_cli.running.inputs import Images, Wanted
 from modelzip_cli.running.model import Model
+from modelzip_cli.running.tokenizer import open_tokenizer
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.source import open_source
 
@@ -30,8 +32,8 @@ MOST_CONFIG = 10_000_000
 def open_hugging_face(directory: Path, weights: Path) -> Model:
     """The model of `directory`'s configuration with the weights of the checkpoint at `weights`.
 
-    Raises UsageError where transformers is missing or has no such class, UnsafeInput where only code from the directory
-    would do, WrongArchitecture where the weights do not fit.
+    Raises MissingExtra without transformers, UsageError where it has no such class, UnsafeInput where only code from
+    the directory would do, WrongArchitecture where the weights do not fit.
     """
     label = inert(str(directory))
     config = read_json(directory / CONFIG)
@@ -58,7 +60,7 @@ def open_hugging_face(directory: Path, weights: Path) -> Model:
     ignored = (*_patterns(module, "missing"), *_patterns(module, "unexpected"))
     load_weights(module, load_file(weights), inert(str(weights)), f"{names[0]} of {label}", ignored=ignored)
     module.eval()
-    wanted = _wanted(directory, config, settings, transformers, label)
+    wanted = _wanted(directory, config, settings)
     _takes_positions(module, wanted)
     source = open_source(weights)
     size = source.file.size
@@ -67,15 +69,12 @@ def open_hugging_face(directory: Path, weights: Path) -> Model:
 
 
 def import_transformers(label: str) -> Any:
-    """The library, kept from the network. Raises UsageError that names the extra."""
+    """The library, kept from the network. Raises MissingExtra."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        import transformers
-    except ImportError:
-        raise UsageError(
-            f"{label}: a Hugging Face model needs transformers: pip install 'modelzip[hf]', or give --arch file.py:Net"
-        ) from None
+    require("transformers", "hf", label)
+    import transformers
+
     return transformers
 
 
@@ -106,16 +105,18 @@ def _patterns(module: nn.Module, which: str) -> tuple[str, ...]:
     return tuple(getattr(module, f"_keys_to_ignore_on_load_{which}", None) or ())
 
 
-def _wanted(directory: Path, config: Mapping[str, Any], settings: Any, transformers: Any, label: str) -> Wanted:
+def _wanted(directory: Path, config: Mapping[str, Any], settings: Any) -> Wanted:
     classes = _classes(config)
     if (directory / PREPROCESSING).is_file():
         return Wanted(shape=(3, None, None), images=_images(read_json(directory / PREPROCESSING)), classes=classes)
     context = getattr(settings, "max_position_embeddings", None)
     context = context if isinstance(context, int) and context > 0 else None
+    has_one = any((directory / name).is_file() for name in TOKENIZERS)
+    tokenizer = open_tokenizer(str(directory)) if has_one else None
     return Wanted(
         "tokens",
         inputs=2,
-        tokenizer=_tokenizer(directory, context, transformers, label),
+        tokenizer=tokenizer,
         context=context,
         classes=classes,
     )
@@ -141,25 +142,6 @@ def _images(config: Mapping[str, Any]) -> Images:
         float(config.get("crop_pct") or 1.0),
         PREPROCESSING,
     )
-
-
-def _tokenizer(directory: Path, context: int | None, transformers: Any, label: str) -> Any:
-    """Text -> tokens, cut to the context; None where the directory has no tokenizer."""
-    if not any((directory / name).is_file() for name in TOKENIZERS):
-        return None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:
-        raise ModelDoesNotRun(f"{label}: transformers cannot read its tokenizer: {describe(error)}") from error
-
-    def tokens(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, truncation=context is not None, max_length=context)["input_ids"]
-        return found
-
-    tokens.pad = tokenizer.pad_token_id or 0  # type: ignore[attr-defined]
-    return tokens
 
 
 def _takes_positions(module: nn.Module, wanted: Wanted) -> None:

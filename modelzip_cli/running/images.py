@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 
 from modelzip_cli.containers.hf_directory import is_hugging_face
-from modelzip_cli.errors import ModelzipError, UsageError, inert
+from modelzip_cli.errors import BadData, ModelzipError, UsageError, inert
 from modelzip_cli.running.arrays import check_shape
 from modelzip_cli.running.content import Origin
 from modelzip_cli.running.extras import require
-from modelzip_cli.running.inputs import BadData, Batch, Examples, Rows, Wanted, fingerprint
+from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted, fingerprint
 from modelzip_cli.running.labels import number_classes
 from modelzip_cli.running.pixels import UNNORMALISED, Pixels, Preparation, check_channels
 from modelzip_cli.single import default_jobs

@@ -11,13 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from modelzip_cli.containers.source_file import SourceFile
-from modelzip_cli.errors import ModelzipError, UsageError, did_you_mean, inert
+from modelzip_cli.errors import ModelzipError, UsageError, UserCodeFailed, did_you_mean, inert
 
 IMPORT_PATH = re.compile(r"(?:(?P<file>.+\.py)|(?P<module>[^\W\d]\w*(?:\.\w+)*)):(?P<name>[^\W\d]\w*)")
-
-
-class UserCodeFailed(ModelzipError):
-    """Code that the user named raised an error; --debug shows where."""
 
 
 def is_import_path(text: str) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip_cli.errors import inert
-from modelzip_cli.running.inputs import IGNORED, BadData, Examples
+from modelzip_cli.errors import BadData, inert
+from modelzip_cli.running.inputs import IGNORED, Examples
 
 SHOWN = 3  # names in a message
 

@@ -58,7 +58,8 @@ class Model:
         if size is None or len(batch.inputs[0]) == size:
             return self.run(batch.inputs)
         pieces = [
-            self._padded(tuple(piece), size) for piece in zip(*(x.split(size) for x in batch.inputs), strict=True)
+            self._padded(tuple(piece), size)
+            for piece in zip(*(torch.split(x, size) for x in batch.inputs), strict=True)
         ]
         return torch.cat(pieces)
 

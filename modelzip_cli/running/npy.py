@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip_cli.errors import ModelzipError, UnsafeInput, inert
-from modelzip_cli.running.inputs import BadData
+from modelzip_cli.errors import BadData, ModelzipError, UnsafeInput, inert
 
 ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"
 ARRAYS = ("x", "y", "attention_mask")

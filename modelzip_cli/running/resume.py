@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
+from safetensors import safe_open
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from modelzip_cli.containers.atomic import write_bytes
@@ -42,7 +42,7 @@ def save_point(path: Path, trainer: Trainer, fingerprint: Mapping[str, Any]) -> 
     tensors[RANDOM] = torch.get_rng_state()
     told = {name: getattr(state, name) for name in COUNTERS}
     metadata = {KEY: json.dumps({"fingerprint": dict(fingerprint), "state": told})}
-    data = safetensors.torch.save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata)
+    data = to_safetensors({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata)
     write_bytes(path, data, replace=True)
 
 
@@ -56,7 +56,7 @@ def load_point(path: Path, trainer: Trainer, fingerprint: Mapping[str, Any]) -> 
     if not path.is_file():
         raise FileNotThere(f"{shown}: there is no resume point; run without --resume")
     try:
-        with safetensors.safe_open(path, "pt") as file:
+        with safe_open(path, "pt") as file:
             told = json.loads(file.metadata()[KEY])
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         theirs, state = told["fingerprint"], told["state"]
@@ -77,8 +77,8 @@ def load_point(path: Path, trainer: Trainer, fingerprint: Mapping[str, Any]) -> 
 def _restore(trainer: Trainer, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> None:
     trainer.student.module.load_state_dict(_named(tensors, MODEL))
     with torch.no_grad():
-        for place, tensor in enumerate(trainer.maps):
-            tensor.copy_(tensors[f"{MAPS}{place}"])
+        for number, parameter in enumerate(trainer.maps):
+            parameter.copy_(tensors[f"{MAPS}{number}"])
     held: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _named(tensors, MOMENTS).items():
         place, _, moment = name.partition(".")

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelzip_cli.containers.strict_json import NotStrict, parse
-from modelzip_cli.errors import UsageError, did_you_mean, inert
+from modelzip_cli.errors import BadData, UsageError, did_you_mean, inert
 from modelzip_cli.running.arrays import float_examples, show_shape
 from modelzip_cli.running.content import Origin, decode_text
 from modelzip_cli.running.extras import require
-from modelzip_cli.running.inputs import BadData, Examples, Wanted, fingerprint
+from modelzip_cli.running.inputs import Examples, Wanted, fingerprint
 from modelzip_cli.running.labels import number_labels
 from modelzip_cli.running.pixels import Preparation
 from modelzip_cli.running.text import open_texts

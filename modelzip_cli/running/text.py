@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from modelzip_cli.errors import UsageError
+from modelzip_cli.errors import BadData, UsageError
 from modelzip_cli.running.arrays import ArrayExamples, token_examples
 from modelzip_cli.running.content import Origin, decode_text
-from modelzip_cli.running.inputs import IGNORED, BadData, Batch, Examples, Rows, Wanted, fingerprint
+from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, Wanted, fingerprint
 from modelzip_cli.running.tokenizer import TOKENIZERS, Encode, Tokenizer, as_tokenizer
 
 WINDOW = 64  # tokens, for a model that says nothing

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from modelzip_cli.containers.strict_json import NotStrict, parse
-from modelzip_cli.errors import inert
+from modelzip_cli.errors import BadData, inert
 from modelzip_cli.running.content import read_file
 from modelzip_cli.running.extras import require
-from modelzip_cli.running.inputs import BadData
 
 Encode = Callable[[str], list[int]]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelzip_cli.errors import ModelzipError, inert
+from modelzip_cli.errors import BadData, ModelzipError, inert
 from modelzip_cli.running.arrays import check_shape, show_shape
 from modelzip_cli.running.import_path import failed, import_object
-from modelzip_cli.running.inputs import BadData, Batch, Examples, Rows, Wanted, fingerprint
+from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted, fingerprint
 
 NEEDED = "it has to return what has __len__ and __getitem__, as torch.utils.data.Dataset"
 

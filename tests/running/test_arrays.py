@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from modelzip_cli.errors import UsageError
-from modelzip_cli.running.inputs import IGNORED, BadData, Images, Wanted
+from modelzip_cli.errors import BadData, UsageError
+from modelzip_cli.running.inputs import IGNORED, Images, Wanted
 from tests.running.opening import dtypes, every, opened, saved, tokens
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"

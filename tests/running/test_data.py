@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modelzip_cli.errors import FileNotThere, ModelzipError, UsageError
+from modelzip_cli.errors import BadData, FileNotThere, ModelzipError, UsageError
 from modelzip_cli.running.data import DataOptions, open_data
-from modelzip_cli.running.inputs import BadData, Wanted
+from modelzip_cli.running.inputs import Wanted
 from tests.running.opening import NUMBERS, every, opened, saved, tokens, written
 
 

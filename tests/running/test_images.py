@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from modelzip_cli.errors import ModelzipError, UsageError
-from modelzip_cli.running.extras import MissingExtra
+from modelzip_cli.errors import BadData, MissingExtra, ModelzipError, UsageError
 from modelzip_cli.running.images import fit
-from modelzip_cli.running.inputs import BadData, Images, Wanted
+from modelzip_cli.running.inputs import Images, Wanted
 from tests.running.opening import opened, tokens
 
 RNG = np.random.default_rng(0)

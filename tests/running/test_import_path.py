@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from modelzip_cli.errors import FileNotThere, UsageError
-from modelzip_cli.running.import_path import UserCodeFailed, import_object, is_import_path
+from modelzip_cli.errors import FileNotThere, UsageError, UserCodeFailed
+from modelzip_cli.running.import_path import import_object, is_import_path
 from tests.running.opening import written
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from modelzip_cli.running.inputs import IGNORED, BadData
+from modelzip_cli.errors import BadData
+from modelzip_cli.running.inputs import IGNORED
 from modelzip_cli.running.labels import check_labels, check_range, number_classes, number_labels
 from tests.running.opening import opened, saved, tokens, written
 

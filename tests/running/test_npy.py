@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from modelzip_cli.errors import ModelzipError, UnsafeInput
-from modelzip_cli.running.inputs import BadData
+from modelzip_cli.errors import BadData, ModelzipError, UnsafeInput
 from modelzip_cli.running.npy import read_arrays, read_npy
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)

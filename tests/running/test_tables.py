@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import feather, parquet
 
-from modelzip_cli.errors import UsageError
-from modelzip_cli.running.extras import MissingExtra
-from modelzip_cli.running.inputs import BadData, Wanted
+from modelzip_cli.errors import BadData, MissingExtra, UsageError
+from modelzip_cli.running.inputs import Wanted
 from modelzip_cli.running.tokenizer import open_tokenizer
 from tests.running.opening import dtypes, every, opened, tokens, written
 

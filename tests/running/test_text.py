@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelzip_cli.errors import UsageError
+from modelzip_cli.errors import BadData, UsageError
 from modelzip_cli.running.content import Origin
-from modelzip_cli.running.inputs import IGNORED, BadData
+from modelzip_cli.running.inputs import IGNORED
 from modelzip_cli.running.text import LONGEST_WINDOW, WINDOW, open_text, open_texts
 from modelzip_cli.running.tokenizer import Tokenizer, open_tokenizer
 from tests.running.opening import dtypes, every, opened, tokens, written

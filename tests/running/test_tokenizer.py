@@ -7,9 +7,7 @@ import pytest
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
 
-from modelzip_cli.errors import FileNotThere
-from modelzip_cli.running.extras import MissingExtra
-from modelzip_cli.running.inputs import BadData
+from modelzip_cli.errors import BadData, FileNotThere, MissingExtra
 from modelzip_cli.running.tokenizer import as_tokenizer, open_tokenizer
 from tests.running.opening import written
 

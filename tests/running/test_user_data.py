@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from modelzip_cli.errors import UsageError
-from modelzip_cli.running.import_path import UserCodeFailed
-from modelzip_cli.running.inputs import BadData, Wanted
+from modelzip_cli.errors import BadData, UsageError, UserCodeFailed
+from modelzip_cli.running.inputs import Wanted
 from modelzip_cli.running.user_data import NEEDED
 from tests.running.opening import dtypes, every, opened, tokens, written
 
