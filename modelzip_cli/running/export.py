@@ -9,11 +9,11 @@ writes a new archive of what is harmless in it, and that is loaded. In an archiv
   replaced by an empty entry;
 - gives sizes (`expr_str`) to `sympy.sympify`, which evaluates: parsed by a grammar and printed anew;
 - compiles `guards_code`, lines of Python, into a function: checked, dropped, and `check_guards=False`;
-- writes the names of nodes, arguments, inputs (`forward_arg_names`) and parameters into the source of `forward`: they
-  are identifiers, parameters also other text without quotes and backslashes;
+- writes the names of inputs (also `forward_arg_names`) and of parameters into the source of `forward`: all names are
+  identifiers, those of parameters also other text without quotes and backslashes;
 - finds operators (`target`) by `getattr` in `torch`, `math` and `operator`: a list, and those of aten that touch
   nothing but tensors;
-- finds functions that are arguments (`as_operator`) in the same way, and some operators call them: refused;
+- finds functions that are arguments (`as_operator`) in the same way: refused;
 - imports modules for enums and defaultdicts in `in_spec` and `out_spec`: refused, and the trees are written anew;
 - looks up metadata of nodes (`source_fn_stack`, `from_node`) and writes some into the source (`stack_trace`): dropped;
 - loads shared libraries in `data/aotinductor/`: refused.
