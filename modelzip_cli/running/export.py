@@ -9,11 +9,11 @@ writes a new archive of what is harmless in it, and that is loaded. In an archiv
   replaced by an empty entry;
 - gives sizes (`expr_str`) to `sympy.sympify`, which evaluates: parsed by a grammar and printed anew;
 - compiles `guards_code`, lines of Python, into a function: checked, dropped, and `check_guards=False`;
-- writes the names of nodes, arguments, inputs (`forward_arg_names`) and parameters into the source of `forward`: they
-  are identifiers, parameters also other text without quotes and backslashes;
+- writes the names of inputs (also `forward_arg_names`) and of parameters into the source of `forward`: all names are
+  identifiers, those of parameters also other text without quotes and backslashes;
 - finds operators (`target`) by `getattr` in `torch`, `math` and `operator`: a list, and those of aten that touch
   nothing but tensors;
-- finds functions that are arguments (`as_operator`) in the same way, and some operators call them: refused;
+- finds functions that are arguments (`as_operator`) in the same way: refused;
 - imports modules for enums and defaultdicts in `in_spec` and `out_spec`: refused, and the trees are written anew;
 - looks up metadata of nodes (`source_fn_stack`, `from_node`) and writes some into the source (`stack_trace`): dropped;
 - loads shared libraries in `data/aotinductor/`: refused.
@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.pt2_archive._package import load_pt2, package_pt2
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from modelzip_cli.containers.memory_file import MemoryFile
 from modelzip_cli.containers.source_file import SourceFile
@@ -99,7 +100,8 @@ def save_export(
     with _quiet(), evaluating(module):
         try:
             program = export(module, example, dynamic_shapes=shapes)
-            if wanted.batch is None and isinstance(_inputs(program.graph_module)[-len(example)].shape[0], int):
+            batch = _inputs(program.graph_module)[-len(example)].shape[0]
+            if wanted.batch is None and is_concrete_int(batch):
                 raise UnsupportedCheckpoint(f"torch.export fixes the batch size at {len(example[0])}")
             beside = {} if recipe is None else {"modelzip": dumps(dict(recipe))}
             package_pt2(buffer, exported_programs={MODEL: program}, extra_files=beside)
@@ -129,8 +131,7 @@ def _module(archive: MemoryFile) -> GraphModule:
             program: ExportedProgram = load_pt2(archive.buffer).exported_programs[MODEL]
             module = program.module(check_guards=False)
         except Exception as error:  # torch raises any kind, and names nothing
-            what = inert(_one_line(error), longest=200)
-            raise BrokenCheckpoint(f"{archive.label}: torch.export cannot load it: {what}") from error
+            raise BrokenCheckpoint(f"{archive.label}: torch.export cannot load it: {_one_line(error)}") from error
         finally:
             archive.buffer.close()
     assert isinstance(module, GraphModule)
@@ -142,7 +143,7 @@ def _one_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return inert(": ".join([type(error).__name__, *lines[:1]]), longest=200)
 
 
 def _tie(module: nn.Module, ties: Mapping[str, str]) -> None:
@@ -164,7 +165,7 @@ def _wanted(module: GraphModule, label: str) -> Wanted:
     first = inputs[0]
     if first.dim() == 0:
         raise UnsupportedCheckpoint(f"{label}: its input is a single number, without a batch axis")
-    batch, *shape = (size if isinstance(size, int) else None for size in first.shape)
+    batch, *shape = (int(size) if is_concrete_int(size) else None for size in first.shape)
     is_tokens = not first.is_floating_point() and not first.is_complex() and first.dtype != torch.bool
     return Wanted(
         kind="tokens" if is_tokens else "floats",
@@ -177,11 +178,11 @@ def _wanted(module: GraphModule, label: str) -> Wanted:
 
 def _longest(module: GraphModule, tokens: Tensor) -> int | None:
     """The most tokens that an example may have, or None where nothing bounds them."""
-    size = tokens.shape[1]
-    if isinstance(size, int):
-        return size
-    bounds = module.range_constraints.get(size.node.expr)
-    upper = getattr(bounds, "upper", None)
+    size: Any = tokens.shape[1]
+    if is_concrete_int(size):
+        return int(size)
+    constraints: Any = module.range_constraints
+    upper = getattr(constraints.get(size.node.expr), "upper", None)
     return int(upper) if upper is not None and upper.is_Integer and upper < LONGEST_CONTEXT else None
 
 

@@ -66,7 +66,7 @@ def text(value: Any) -> str:
 
 
 def name(value: Any) -> str:
-    """What a node is called: torch.fx writes it into Python code as it is."""
+    """What a node is called: torch.fx writes that of an input into Python code as it is."""
     if not isinstance(value, str):
         raise malformed("a name is not text")
     if not NAME.fullmatch(value) or keyword.iskeyword(value):
@@ -254,7 +254,7 @@ ARGUMENT = union(
     as_int_lists=many(many(whole)),
     as_float_lists=many(many(number)),
     as_custom_obj=runs("an object of a custom class"),
-    as_operator=runs("a function as a value"),  # found by name anywhere in torch, and called by some operators
+    as_operator=runs("a function as a value"),  # found by name, anywhere in torch
     as_string_to_argument=unsupported("a mapping as an argument"),
 )
 

@@ -1,0 +1,79 @@
+"""Small models as published ones are built, and their exports, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+from train import DocsLM, ResidualBlock
+
+from modelzip_cli.running.export import Exported, load_export
+from tests.exports import exported
+
+
+@pytest.fixture(autouse=True)
+def _the_same_random_numbers_in_every_test() -> None:
+    torch.manual_seed(0)
+
+
+def used(module: nn.Module) -> nn.Module:
+    """The module in training mode, its running statistics not those of the first day."""
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.running_mean.normal_()
+                part.running_var.uniform_(0.5, 2)
+                part.num_batches_tracked.fill_(7)
+    return module.train()
+
+
+@pytest.fixture(scope="session")
+def cnn() -> Callable[[], nn.Module]:
+    """Makes the same residual block with batch norm each time, [batch, 1, 12, 12] -> [batch, 3, 12, 12]."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(1)
+        return used(ResidualBlock(1, 3, stride=1))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lm() -> Callable[[], nn.Module]:
+    """Makes the same character transformer with tied embeddings each time, inputs int64 [batch, time <= 64]."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(1)
+        return DocsLM(16, layers=1, heads=2).train()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cnn_file(cnn, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exports") / "cnn.pt2"
+    path.write_bytes(exported(cnn().eval(), torch.rand(2, 1, 12, 12)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def lm_file(lm, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("exports") / "lm.pt2"
+    axes = {0: Dim("batch"), 1: Dim("time", max=64)}
+    path.write_bytes(exported(lm().eval(), torch.randint(90, (2, 8)), axes=axes))
+    return path
+
+
+@pytest.fixture
+def loaded(tmp_path) -> Callable[[bytes], Exported]:
+    """Load the bytes of a `.pt2` file."""
+
+    def load(archive: bytes) -> Exported:
+        (tmp_path / "loaded.pt2").write_bytes(archive)
+        return load_export(tmp_path / "loaded.pt2")
+
+    return load
