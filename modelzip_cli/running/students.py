@@ -16,7 +16,8 @@ from torch.fx import GraphModule
 from modelzip_cli.errors import ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
 from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
-from modelzip_cli.running.channels import choose, cut_checked, find_channels, width_for
+from modelzip_cli.running.channels import find_channels
+from modelzip_cli.running.cutting import Cut, cut_checked
 from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
@@ -24,6 +25,7 @@ from modelzip_cli.running.inputs import Batch
 from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
 from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, Network, open_model, wanted_by
+from modelzip_cli.running.widths import choose, width_for
 
 NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 DEFAULT = "width=0.5"
@@ -221,15 +223,21 @@ def _narrow(
         width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
     keep = choose(module, channels, width, importance=importance)
     made = cut_checked(module, channels, keep, batches()[0].inputs)
-    notes = [
-        f"{len(made.keep)} of {len(channels.groups) + len(channels.frozen)} groups of channels were cut to "
-        f"{width:.3g}; cut and masked model differ by {made.difference:.1g}"
-    ]
-    frozen = [*channels.frozen, *made.frozen]
+    return made.module, _notes(made, width)
+
+
+def _notes(made: Cut, width: float) -> list[str]:
+    """What became of the groups of channels."""
+    count = len(made.channels.groups) + len(made.channels.frozen)
+    told = f"{len(made.keep)} of {count} groups of channels were cut to {width:.3g}"
+    if made.exact:
+        told += f"; the cut model gives what the masked one gives, within {made.difference:.1g}"
+    notes = [told]
+    frozen = made.channels.frozen
     if frozen:
-        shown = "; ".join(f"{inert(one.name, longest=60)}: {one.reason}" for one in frozen[:3])
+        shown = "; ".join(f"{inert(one.name, longest=60)}: {inert(one.reason, longest=120)}" for one in frozen[:3])
         notes.append(f"{len(frozen)} groups stay as they are: {shown}" + ("; ..." if len(frozen) > 3 else ""))
-    return made.module, notes
+    return notes
 
 
 def taylor_importance(module: GraphModule, teacher: Model, batches: list[Batch]) -> dict[str, Tensor]:
