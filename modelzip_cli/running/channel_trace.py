@@ -25,6 +25,7 @@ Axes = tuple[Axis, ...]  # of one tensor
 Shape = tuple[int, ...]
 Rule = Callable[["Call"], Axes | list[Axes]]  # a list where results differ in their axes
 
+OUTPUT = "the model's output"  # why what the model gives stays as it is
 FIRST_PRIME = 10**9  # what stands for dynamic sizes; no axis with channels is as long
 
 
@@ -100,7 +101,7 @@ class Trace:
             return self.opaque(node, "the model's input")
         if node.op == "output":
             for axis in (axis for given in node.all_input_nodes for axis in self.axes(given)):
-                self.spaces.freeze(axis, "the model's output")
+                self.spaces.freeze(axis, OUTPUT)
             return []
         if node.target is getitem:
             values, item = node.args

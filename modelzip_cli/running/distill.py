@@ -28,7 +28,7 @@ from modelzip_cli.running.model import Model, Network, open_model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import load_point, resume_path, save_point
 from modelzip_cli.running.student_file import student_bytes
-from modelzip_cli.running.students import Student, StudentSpec, make_student
+from modelzip_cli.running.students import Student, StudentSpec, calibration, make_student
 from modelzip_cli.running.training import Lesson, State, Trainer, better_temperature
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.single import Settings, compress_file
@@ -40,8 +40,6 @@ EPOCHS, LEAST_STEPS = 20, 300
 LEARNING_RATE = 3e-3  # from fresh weights; a student that begins with the teacher's takes a share of it
 CUT_SHARE, CUT_SHARE_SEQUENCES = 0.5, 0.2
 SMALL_PARAMETERS = 1e6  # above, the learning rate falls with the square root of the size
-CALIBRATION_BATCHES = 8
-TRIAL_BATCH = 64
 CLEARLY = 2.0  # standard errors by which a teacher must be better than always giving the most frequent answer
 
 
@@ -235,14 +233,6 @@ def choose_rows(examples: Examples, asked: Asked) -> tuple[Rows, Rows]:
     train, held = split(chosen, HELD_SHARE, asked.seed, "held")
     most = HELD_SEQUENCES if examples.a_label_a_position else HELD_MOST
     return train, held[:most] if len(held) > most else held
-
-
-def calibration(examples: Examples, train: Rows, seed: int, model: Model) -> list[Batch]:
-    """Some batches of the training data, for statistics: at most 512 examples."""
-    size = model.wanted.batch or TRIAL_BATCH
-    chosen = train[order(len(train), seed, "calibration")]
-    starts = range(0, max(1, len(chosen) - size + 1), size)
-    return [examples.batch(chosen[start : start + size]) for start in [*starts][:CALIBRATION_BATCHES]]
 
 
 def check_teacher(found: Evaluation, examples: Examples, rows: Rows, label: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def open_hugging_face(directory: Path, weights: Path) -> Model:
     ignored = (*_patterns(module, "missing"), *_patterns(module, "unexpected"))
     load_weights(module, load_file(weights), inert(str(weights)), f"{names[0]} of {label}", ignored=ignored)
     module.eval()
-    wanted = _wanted(directory, config, settings)
+    wanted = replace(_wanted(directory, config, settings), positions="CausalLM" in names[0] or "LMHead" in names[0])
     _takes_positions(module, wanted)
     source = open_source(weights)
     size = source.file.size

@@ -16,12 +16,13 @@ from torch.fx import GraphModule
 from modelzip_cli.errors import ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
 from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
+from modelzip_cli.running.channel_trace import OUTPUT
 from modelzip_cli.running.channels import find_channels
 from modelzip_cli.running.cutting import Cut, cut_checked
 from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
-from modelzip_cli.running.inputs import Batch
+from modelzip_cli.running.inputs import Batch, Examples, Rows, order
 from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
 from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, Network, open_model, wanted_by
@@ -32,6 +33,7 @@ DEFAULT = "width=0.5"
 KINDS = ("strong", "weak")
 SCORES = ("l2", "taylor")
 CUTS = "width=SHARE, depth=SHARE, layers=0,2,4"
+CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 8
 TAYLOR_BATCH, TAYLOR_TEMPERATURE = 8, 4.0  # gradients of large batches cancel; a teacher sure of itself has hardly any
 
 
@@ -174,6 +176,14 @@ def make_student(
     return Student(model, tuple(notes), graph)
 
 
+def calibration(examples: Examples, train: Rows, seed: int, model: Model) -> list[Batch]:
+    """Some batches of the training data, for statistics: at most 512 examples."""
+    size = model.wanted.batch or CALIBRATION_BATCH
+    chosen = train[order(len(train), seed, "calibration")]
+    starts = range(0, max(1, len(chosen) - size + 1), size)
+    return [examples.batch(chosen[start : start + size]) for start in [*starts][:CALIBRATION_BATCHES]]
+
+
 def graph_of(model: Model, batch: Batch) -> GraphModule:
     """The exported graph of a model, a copy; exported here where it is none yet. Raises ModelDoesNotRun."""
     if isinstance(model.module, GraphModule):
@@ -233,7 +243,7 @@ def _notes(made: Cut, width: float) -> list[str]:
     if made.exact:
         told += f"; the cut model gives what the masked one gives, within {made.difference:.1g}"
     notes = [told]
-    frozen = made.channels.frozen
+    frozen = [one for one in made.channels.frozen if one.reason != OUTPUT]
     if frozen:
         shown = "; ".join(f"{inert(one.name, longest=60)}: {inert(one.reason, longest=120)}" for one in frozen[:3])
         notes.append(f"{len(frozen)} groups stay as they are: {shown}" + ("; ..." if len(frozen) > 3 else ""))
