@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO, StringIO
 from typing import Any
@@ -265,7 +266,7 @@ def _read_arrow(content: bytes, label: str) -> Table:
     import pyarrow
     from pyarrow import feather, parquet
 
-    try:
+    with _damage_named(label):
         if content.startswith(b"PAR1"):
             found = parquet.read_table(BytesIO(content))
         elif content.startswith((b"ARROW1", b"FEA1")):
@@ -273,18 +274,30 @@ def _read_arrow(content: bytes, label: str) -> Table:
         else:
             found = pyarrow.ipc.open_stream(content).read_all()
         found.validate(full=True)  # offsets and UTF-8, which reading trusts
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = inert(str(error).split("\n")[0], longest=200)
-        raise BadData(f"{label}: damaged, or no Parquet or Arrow file: {reason}") from None
+        columns = found.column_names
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
         for chunk in found.to_batches(max_chunksize=CHUNK):
-            for cells in zip(*(column.to_pylist() for column in chunk.columns), strict=True):
+            with _damage_named(label):
+                values = [column.to_pylist() for column in chunk.columns]
+            for cells in zip(*values, strict=True):
                 number += 1
                 yield number, cells
 
-    return Table(_unique(found.column_names, label), rows(), "row")
+    return Table(_unique(columns, label), rows(), "row")
+
+
+@contextmanager
+def _damage_named(label: str) -> Iterator[None]:
+    """Errors of pyarrow as BadData."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: names that are not UTF-8
+        reason = inert(str(error).split("\n")[0], longest=200)
+        raise BadData(f"{label}: damaged, or no Parquet or Arrow file: {reason}") from None
 
 
 READERS: dict[str, Callable[[bytes, str], Table]] = {

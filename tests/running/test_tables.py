@@ -219,7 +219,7 @@ def test_a_gap_in_an_arrow_table_is_named_by_row(tmp_path, kind):
 def test_a_damaged_arrow_table_is_refused(tmp_path, kind):
     path = table(kind, NUMBERS, tmp_path)
     content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], b"hello", content[:8]):
+    for damaged in (content[: len(content) // 2], b"hello", content[:8], content.replace(b"label", b"lab\xffl")):
         path.write_bytes(damaged)
         assert message(path).startswith("damaged, or no Parquet or Arrow file: ")
 
