@@ -167,16 +167,16 @@ def fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 def check_shape(shape: tuple[int, ...], wanted: Wanted, label: str) -> None:
     """Raise BadData, with both shapes and what may help, where examples of `shape` are not what the model takes."""
     most = wanted.context
-    if wanted.kind == "tokens" and most is not None and shape[0] > most:
+    if wanted.kind == "tokens" and most is not None and shape and shape[0] > most:
         raise BadData(f"{label}: {shape[0]} tokens, but the model takes at most {most}; cut them: x[:, :{most}]")
     if wanted.shape is None or fits(shape, wanted.shape):
         return
     given, taken, hint = show_shape(("n", *shape)), show_shape(("n", *wanted.shape)), ""
     sizes = [size for size in wanted.shape if size is not None]
-    if len(sizes) == len(wanted.shape) and prod(shape) == prod(sizes):
-        hint = f"; x.reshape({', '.join(map(str, (-1, *sizes)))}) is that"
-    elif len(shape) == 3 and fits((shape[2], *shape[:2]), wanted.shape):
+    if len(shape) == 3 and fits((shape[2], *shape[:2]), wanted.shape):
         hint = "; x.transpose(0, 3, 1, 2) puts the channels first"
+    elif len(sizes) == len(wanted.shape) and prod(shape) == prod(sizes):
+        hint = f"; x.reshape({', '.join(map(str, (-1, *sizes)))}) is that"
     raise BadData(f"{label}: examples are {given}, but the model takes {taken}{hint}")
 
 

@@ -54,17 +54,29 @@ def open_data(path: str, wanted: Wanted, options: DataOptions) -> Examples:
     images = prepare(options.mean, options.std, options.image_size, wanted)
     place, suffix, encode = Path(path), Path(path).suffix.lower(), options.tokenizer or wanted.tokenizer
     if place.is_dir():
+        _check_unused(path, options, "label_key", "text_key")
         return open_folder(place, wanted, images, skip_bad=options.skip_bad)
     if is_import_path(path) and not place.exists():
+        _check_unused(path, options, "label_key", "text_key", "image_size", "mean")
         return open_dataset(path, wanted)
     if suffix not in (*ARRAYS, *READERS, TEXT):
-        SourceFile(place).close()  # a path that is not there is said to be so
+        if not place.exists():
+            SourceFile(place).close()  # which raises FileNotThere, with the name that is nearest
         what = "a checkpoint, not data" if suffix in CHECKPOINTS else f"no data by its suffix {inert(suffix)!r}"
         raise UsageError(f"{inert(path)}: {what}; {TAKEN}")
+    _check_unused(path, options, "image_size", *(["mean"] if wanted.kind == "tokens" else []))
     content, origin = read_file(place)
-    if suffix in ARRAYS:
-        return open_arrays(content, origin, wanted, images)
+    if suffix in READERS:
+        keys = {"label_key": options.label_key, "text_key": options.text_key}
+        return open_table(content, suffix, origin, wanted, images, encode, **keys)
+    _check_unused(path, options, "label_key", "text_key")
     if suffix == TEXT:
         return open_text(content, origin, wanted, encode)
-    keys = {"label_key": options.label_key, "text_key": options.text_key}
-    return open_table(content, suffix, origin, wanted, images, encode, **keys)
+    return open_arrays(content, origin, wanted, images)
+
+
+def _check_unused(path: str, options: DataOptions, *names: str) -> None:
+    """Raise UsageError for an option that says nothing of this kind of data."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{inert(path)}: --{name.replace('_', '-')} does not apply to this kind of data")

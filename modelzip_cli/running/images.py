@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from itertools import compress
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +92,7 @@ def open_folder(root: Path, wanted: Wanted, images: Preparation, *, skip_bad: bo
 
     warnings.filterwarnings("error", category=DecompressionBombWarning)  # as Pillow's documentation advises
     mode = _mode(wanted, images, label)
-    by_class, others = find_pictures(root)
+    by_class, others = _find_pictures(root)
     _check_found(by_class, root)
     origin, numbers = _classes(by_class, Origin(label, ""), wanted)
     if others:
@@ -101,20 +102,18 @@ def open_folder(root: Path, wanted: Wanted, images: Preparation, *, skip_bad: bo
 
     paths = [path for found in by_class.values() for path in found]
     labels = None if numbers is None else np.repeat(numbers, [len(found) for found in by_class.values()])
-    decode = partial(decode_picture, mode=mode, size=images.size, crop=images.crop)
+    decode = partial(_decode, mode=mode, size=images.size, crop=images.crop)
     if skip_bad:
         good = _decodable(paths, decode)
-        if len(good) < len(paths):
-            bad = sorted({*range(len(paths))} - {*good})
-            origin = origin.warn(
-                f"left out, as they cannot be read: {len(bad):,} pictures, first {_name(paths[bad[0]])}"
-            )
-        paths, labels = [paths[row] for row in good], labels if labels is None else labels[good]
-        if not paths:
+        if not good.any():
             raise BadData(f"{label}: none of its pictures can be read")
+        if not good.all():
+            bad, first = np.sum(~good), paths[np.argmin(good)]
+            origin = origin.warn(f"left out, as they cannot be read: {bad:,} pictures, first {_name(first)}")
+        paths, labels = list(compress(paths, good)), None if labels is None else labels[good]
     size = images.size or _common_size(paths)
     check_shape((len(mode), *size), wanted, label)
-    files = tuple((os.path.relpath(path, root), path.stat().st_size) for path in paths)
+    files = tuple(_name_and_bytes(path, root) for path in paths)
     digest = fingerprint(files, origin.classes, mode, images.size, images.crop, images.mean, images.std)
     pixels = Pixels(255, images.mean, images.std, channels_last=True)
     return PictureExamples(replace(origin, digest=digest), paths, labels, decode, pixels)
@@ -130,7 +129,7 @@ def _mode(wanted: Wanted, images: Preparation, label: str) -> str:
     return mode
 
 
-def find_pictures(root: Path) -> tuple[dict[str, list[Path]], int]:
+def _find_pictures(root: Path) -> tuple[dict[str, list[Path]], int]:
     """Pictures by class, or all as class "" where no folder has any; and how many other entries there are.
 
     Hidden names are passed over, and so are links that lead back: a folder is read once for a class.
@@ -204,8 +203,8 @@ def _classes(
     return replace(origin, classes=classes).warn(*warnings), numbers
 
 
-def _decodable(paths: Sequence[Path], decode: Decode) -> list[int]:
-    """Which pictures can be decoded."""
+def _decodable(paths: Sequence[Path], decode: Decode) -> NDArray[np.bool_]:
+    """Which pictures can be decoded, [pictures]."""
 
     def can_be(path: Path) -> bool:
         try:
@@ -215,7 +214,15 @@ def _decodable(paths: Sequence[Path], decode: Decode) -> list[int]:
         return True
 
     with ThreadPoolExecutor(min(default_jobs(), MOST_JOBS)) as threads:
-        return [row for row, good in enumerate(threads.map(can_be, paths)) if good]
+        return np.fromiter(threads.map(can_be, paths), np.bool_, len(paths))
+
+
+def _name_and_bytes(path: Path, root: Path) -> tuple[str, int]:
+    """A picture in the fingerprint: its path in the folder, and its size."""
+    try:
+        return os.path.relpath(path, root), path.stat().st_size
+    except OSError as error:
+        raise ModelzipError(f"{_name(path)}: cannot read: {error.strerror}") from error
 
 
 def _common_size(paths: Sequence[Path]) -> tuple[int, int]:
@@ -254,18 +261,18 @@ def _opened(path: Path) -> Iterator[Picture]:
         raise BadData(f"{_name(path)}: {reason}; --skip-bad leaves such pictures out") from error
 
 
-def decode_picture(path: Path, *, mode: str, size: tuple[int, int] | None, crop: float) -> NDArray[np.uint8]:
+def _decode(path: Path, *, mode: str, size: tuple[int, int] | None, crop: float) -> NDArray[np.uint8]:
     """A picture as uint8 [height, width, channels] of `size`. Raises BadData for what Pillow does not read to its end,
     for more pixels than its limit, and for more than 8 bits a channel, which it would clip and not scale."""
     with _opened(path) as picture:
         if picture.mode.startswith(("I", "F")):
             raise BadData(f"{_name(path)}: has more than 8 bits a channel ({picture.mode}); convert it")
         converted = picture.convert(mode)
-        fitted = converted if size is None else fit(converted, size, crop)
+        fitted = converted if size is None else resize_and_crop(converted, size, crop)
         return np.asarray(fitted).reshape(fitted.height, fitted.width, len(mode))
 
 
-def fit(picture: Picture, size: tuple[int, int], crop: float) -> Picture:
+def resize_and_crop(picture: Picture, size: tuple[int, int], crop: float) -> Picture:
     """Resize so that `crop` of the picture covers `size` (height, width), and take that from the centre.
 
     Sides round as in timm (down, size / crop) and torchvision (down, the longer side; to even, the offset of the crop).

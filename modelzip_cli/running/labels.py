@@ -62,9 +62,18 @@ def _whole(value: object) -> int | None:
 
 
 def _kind(value: object, number: int | None) -> str | None:
+    """What a label is: a whole number, text, or None for neither, such as a fraction or a gap."""
     if number is not None:
         return "number"
-    return "text" if isinstance(value, str) and value else None
+    return "text" if isinstance(value, str) and value and not _is_fraction(value) else None
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return any(map(str.isdigit, text))  # "nan" and "infinity" may be names
 
 
 def check_labels(examples: Examples, outputs: int) -> None:

@@ -38,9 +38,13 @@ class Pixels:
         if self.scale != 1:
             x.div_(self.scale)
         if self.mean is not None and self.std is not None:
-            shape = (-1, *(1,) * (x.ndim - 2))
-            x.sub_(torch.tensor(self.mean).view(shape)).div_(torch.tensor(self.std).view(shape))
+            x.sub_(_channels(self.mean, x)).div_(_channels(self.std, x))
         return x
+
+
+def _channels(values: tuple[float, ...], x: Tensor) -> Tensor:
+    """A value a channel, or one for all, in a shape that goes with `x` [n, channels, ...]."""
+    return torch.tensor(values, dtype=torch.float32).view(-1, *(1,) * (x.ndim - 2))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO, StringIO
 from typing import Any
@@ -65,6 +66,8 @@ def open_table(
     BadData, which names line and column, and UsageError for a column that is not there.
     """
     label = origin.label
+    if text_key is not None and wanted.kind != "tokens":
+        raise UsageError(f"{label}: --text-key, but the model takes numbers, not text")
     table = READERS[suffix](content, label)
     labels_in = _column(table, label, "--label-key", label_key, LABELS)
     text_in = _column(table, label, "--text-key", text_key, TEXTS) if wanted.kind == "tokens" else None
@@ -89,6 +92,8 @@ def open_table(
     if labels_in is not None and not (wanted.kind == "tokens" and wanted.positions):
         labels, classes, warnings = number_labels(found, origin.place, wanted.classes)
         origin = replace(origin, classes=classes).warn(*warnings)
+    elif labels_in is None and wanted.kind != "tokens":
+        origin = origin.warn(f"no column is called {', '.join(LABELS)}, so there are no labels; see --label-key")
     origin = replace(origin, digest=fingerprint(origin.digest, labels_in, text_in, origin.classes))
     if wanted.kind == "tokens":
         return open_texts(inputs, labels, origin, wanted, encode)
@@ -195,30 +200,33 @@ def _read_delimited(delimiter: str) -> Callable[[bytes, str], Table]:
     """A reader of text with one row a line, RFC 4180, and a header."""
 
     def read(content: bytes, label: str) -> Table:
-        lines = csv.reader(StringIO(decode_text(content, label), newline=""), delimiter=delimiter, strict=True)
-
-        def rows() -> Iterator[tuple[int, Cells]]:
-            try:
-                for cells in lines:
-                    if cells and len(cells) != len(header):
-                        raise BadData(f"{label}: line {lines.line_num}: {len(cells)} cells, the header {len(header)}")
-                    if cells:
-                        yield lines.line_num, cells
-            except csv.Error as error:
-                raise BadData(f"{label}: line {lines.line_num}: {error}") from None
-
-        header: Cells = ()
-        try:
-            header = next((cells for cells in lines if cells), ())
-        except csv.Error as error:
-            raise BadData(f"{label}: line {lines.line_num}: {error}") from None
+        lines = _lines(content, label, delimiter)
+        _, header = next(lines, (0, []))
         if not header:
             raise BadData(f"{label}: no rows")
         if all(map(_is_number, header)):
             raise BadData(f"{label}: the first row holds numbers; it has to name the columns, such as x1,x2,label")
-        return Table(_unique([str(name) for name in header], label), rows(), "line")
+
+        def rows() -> Iterator[tuple[int, Cells]]:
+            for number, cells in lines:
+                if len(cells) != len(header):
+                    raise BadData(f"{label}: line {number}: {len(cells)} cells, but the header has {len(header)}")
+                yield number, cells
+
+        return Table(_unique(header, label), rows(), "line")
 
     return read
+
+
+def _lines(content: bytes, label: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Cells of each row that is not blank, and the number of its last line."""
+    lines = csv.reader(StringIO(decode_text(content, label), newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in lines:
+            if cells:
+                yield lines.line_num, cells
+    except csv.Error as error:
+        raise BadData(f"{label}: line {lines.line_num}: {error}") from None
 
 
 def _unique(columns: Sequence[str], label: str) -> tuple[str, ...]:
@@ -258,25 +266,38 @@ def _read_arrow(content: bytes, label: str) -> Table:
     import pyarrow
     from pyarrow import feather, parquet
 
-    try:
+    with _damage_named(label):
         if content.startswith(b"PAR1"):
             found = parquet.read_table(BytesIO(content))
         elif content.startswith((b"ARROW1", b"FEA1")):
             found = feather.read_table(BytesIO(content))
         else:
             found = pyarrow.ipc.open_stream(content).read_all()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = inert(str(error).split("\n")[0], longest=200)
-        raise BadData(f"{label}: damaged, or no Parquet or Arrow file: {reason}") from None
+        found.validate(full=True)  # offsets and UTF-8, which reading trusts
+        columns = found.column_names
 
     def rows() -> Iterator[tuple[int, Cells]]:
         number = 0
         for chunk in found.to_batches(max_chunksize=CHUNK):
-            for cells in zip(*(column.to_pylist() for column in chunk.columns), strict=True):
+            with _damage_named(label):
+                values = [column.to_pylist() for column in chunk.columns]
+            for cells in zip(*values, strict=True):
                 number += 1
                 yield number, cells
 
-    return Table(_unique(found.column_names, label), rows(), "row")
+    return Table(_unique(columns, label), rows(), "row")
+
+
+@contextmanager
+def _damage_named(label: str) -> Iterator[None]:
+    """Errors of pyarrow as BadData."""
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: names that are not UTF-8
+        reason = inert(str(error).split("\n")[0], longest=200)
+        raise BadData(f"{label}: damaged, or no Parquet or Arrow file: {reason}") from None
 
 
 READERS: dict[str, Callable[[bytes, str], Table]] = {

@@ -22,12 +22,14 @@ Example = tuple[tuple[Tensor, ...], Tensor | None]
 class DatasetExamples(Examples):
     """What `dataset[i]` gives, x or (x, y), stacked; x may be a tuple of several inputs.
 
-    Floats become float32 and whole numbers int64 as the model takes them; nothing is scaled. Its fingerprint is made of
-    the path, the number of examples and the first one. Labels are known once they are read, not before.
+    Values become float32, or int64 for a model that takes tokens; nothing is scaled. Tokens without labels are labelled
+    with the token after each, as those of files are. The fingerprint is made of the path, the number of examples and
+    the first one. Labels are known once they are read, not before.
     """
 
     def __init__(self, path: str, dataset: Any, wanted: Wanted) -> None:
         self._path, self._dataset, self._tokens = path, dataset, wanted.kind == "tokens"
+        self._next_token = self._tokens and wanted.positions is not False
         self.label, self._count = inert(path), len(dataset)
         if not self._count:
             raise BadData(f"{self.label}: the data set is empty")
@@ -58,8 +60,12 @@ class DatasetExamples(Examples):
         except Exception as error:
             raise failed(f"{self._path}, example {row}", error) from error
         x, y = found if isinstance(found, (tuple, list)) and len(found) == 2 else (found, None)
-        parts = x if isinstance(x, tuple) else (x,)
-        return tuple(self._input(part, row) for part in parts), None if y is None else self._label(y, row)
+        inputs = tuple(self._input(part, row) for part in (x if isinstance(x, tuple) else (x,)))
+        if y is not None:
+            return inputs, self._label(y, row)
+        if self._next_token and len(inputs) == 1 and inputs[0].ndim == 1 and len(inputs[0]) > 1:
+            return (inputs[0][:-1],), inputs[0][1:]
+        return inputs, None
 
     def _input(self, part: object, row: int) -> Tensor:
         x = self._tensor(part, row)

@@ -94,7 +94,8 @@ def test_labels_that_are_none_are_refused(tmp_path, y, problem):
         (
             np.zeros((4, 8, 8, 3)),
             (3, 8, 8),
-            "examples are [n, 8, 8, 3], but the model takes [n, 3, 8, 8]; x.reshape(-1, 3, 8, 8) is that",
+            "examples are [n, 8, 8, 3], but the model takes [n, 3, 8, 8]; x.transpose(0, 3, 1, 2) puts the channels "
+            "first",
         ),
         (
             np.zeros((4, 9, 8, 3)),

@@ -72,3 +72,28 @@ def test_a_file_of_nonsense_is_refused_in_one_line_that_names_it(tmp_path, suffi
 def test_reading_twice_gives_the_same(tmp_path):
     data = opened(saved(tmp_path / "d.npz", **NUMBERS))
     assert every(data) == every(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "options", "option"),
+    [
+        (".", Wanted(), {"label_key": "y"}, "--label-key"),
+        (".", Wanted(), {"text_key": "y"}, "--text-key"),
+        ("os:listdir", Wanted(), {"mean": (0.5,), "std": (0.5,)}, "--mean"),
+        ("os:listdir", Wanted(), {"image_size": (8, 8)}, "--image-size"),
+        ("d.npz", Wanted(), {"label_key": "y"}, "--label-key"),
+        ("d.npz", Wanted(), {"image_size": (8, 8)}, "--image-size"),
+        ("d.npz", tokens(), {"mean": (0.5,), "std": (0.5,)}, "--mean"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_not_passed_over(tmp_path, monkeypatch, name, wanted, options, option):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "d.npz", **NUMBERS)
+    with pytest.raises(UsageError) as caught:
+        opened(name, wanted, **options)
+    assert str(caught.value) == f"{name}: {option} does not apply to this kind of data"
+
+
+def test_a_column_of_text_is_nothing_for_a_model_that_takes_numbers(tmp_path):
+    with pytest.raises(UsageError, match="--text-key, but the model takes numbers, not text"):
+        opened(written(tmp_path / "t.csv", "text,a\nx,1\n"), text_key="text")

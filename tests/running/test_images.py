@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modelzip_cli.errors import BadData, MissingExtra, ModelzipError, UsageError
-from modelzip_cli.running.images import fit
+from modelzip_cli.running.images import resize_and_crop
 from modelzip_cli.running.inputs import Images, Wanted
 from tests.running.opening import opened, tokens
 
@@ -139,7 +139,7 @@ def test_pictures_are_prepared_as_torchvision_does(tmp_path, height, width, crop
 @given(*[st.integers(1, 90)] * 4, st.sampled_from([1.0, 0.95, 0.9, 0.875, 0.5]))
 def test_a_fitted_picture_has_the_size_that_is_asked_for_and_no_border(height, width, to_height, to_width, crop):
     white = Image.new("L", (width, height), 255)
-    fitted = fit(white, (to_height, to_width), crop)
+    fitted = resize_and_crop(white, (to_height, to_width), crop)
     assert (fitted.height, fitted.width) == (to_height, to_width)
     assert fitted.getextrema() == (255, 255)
 

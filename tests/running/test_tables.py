@@ -104,6 +104,9 @@ def test_columns_are_named_by_the_options(tmp_path, kind):
 def test_rows_without_labels_stay_so_for_features_and_are_a_language_models_for_text(tmp_path):
     features = csv_of({"a": [1, 2]}, tmp_path / "f.csv")
     assert every(opened(features)) == ([[[1], [2]]], None)
+    assert opened(features).warnings == (
+        f"{features}: no column is called label, y, class, so there are no labels; see --label-key",
+    )
     text = csv_of({"text": ["ab", "cd"]}, tmp_path / "t.csv")
     assert every(opened(text, tokens(), tokenizer=BYTES)) == ([[[97], [99]]], [[98], [100]])
     labelled = csv_of({"text": ["ab", "cd"], "label": [0, 1]}, tmp_path / "l.csv")
@@ -136,8 +139,8 @@ NOT_FINITE = "no finite float32; the model takes numbers"
         ("a,b,label\n1,,0\n", f"line 2: column b is '', {NOT_FINITE}"),
         ("a,b,label\n1,nan,0\n", f"line 2: column b is 'nan', {NOT_FINITE}"),
         ("a,b,label\n1,1e39,0\n", f"line 2: column b is '1e39', {NOT_FINITE}"),
-        ("a,label\n1\n", "line 2: 1 cells, the header 2"),
-        ("a,label\n1,0,3\n", "line 2: 3 cells, the header 2"),
+        ("a,label\n1\n", "line 2: 1 cells, but the header has 2"),
+        ("a,label\n1,0,3\n", "line 2: 3 cells, but the header has 2"),
         ('a,label\n"1,0\n', "line 2: unexpected end of data"),
         ("a,label\n1,\n", "line 2: the label is ''; labels are all whole numbers or all text"),
         ("1,2\n3,4\n", "the first row holds numbers; it has to name the columns, such as x1,x2,label"),
@@ -215,7 +218,7 @@ def test_a_gap_in_an_arrow_table_is_named_by_row(tmp_path, kind):
 def test_a_damaged_arrow_table_is_refused(tmp_path, kind):
     path = table(kind, NUMBERS, tmp_path)
     content = path.read_bytes()
-    for damaged in (content[: len(content) // 2], b"hello", content[:8]):
+    for damaged in (content[: len(content) // 2], b"hello", content[:8], content.replace(b"label", b"lab\xffl")):
         path.write_bytes(damaged)
         assert message(path).startswith("damaged, or no Parquet or Arrow file: ")
 

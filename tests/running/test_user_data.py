@@ -32,6 +32,7 @@ class Draws:
     def __len__(self): return 2
     def __getitem__(self, row): return torch.rand(2)
 
+def text(): return [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])]
 def ragged(): return [(torch.ones(2), 0), (torch.ones(3), 1)]
 def half(): return [(torch.ones(2), 0), torch.ones(2)]
 def words(): return [{"x": 1}]
@@ -74,6 +75,13 @@ def test_other_data_sets(code):
     positions = opened(f"{code}:positions", tokens())
     assert every(positions) == ([[[1, 2]]], [[2, 3]])
     assert positions.a_label_a_position
+
+
+def test_tokens_without_labels_are_labelled_with_the_token_after(code):
+    data = opened(f"{code}:text", tokens(context=2))
+    assert every(data) == ([[[1, 2], [4, 5]]], [[2, 3], [5, 6]])
+    assert data.a_label_a_position
+    assert every(opened(f"{code}:text", tokens(positions=False))) == ([[[1, 2, 3], [4, 5, 6]]], None)
 
 
 def test_examples_that_change_are_warned_of(code):
