@@ -112,6 +112,16 @@ DropLayers = Annotated[
     str | None,
     typer.Option("--drop-layers", metavar="N,N", help="Drop these layers, the first is 0; or PREFIX:N,N."),
 ]
+Channels = Annotated[
+    float | None,
+    typer.Option("--channels", metavar="SHARE", help="Keep this share of the channels: a narrower network, as .pt2."),
+]
+CutData = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="PATH", help="With --channels: statistics of BatchNorm from it, and what the cut cost."
+    ),
+]
 KeptScheme = Annotated[
     str | None,
     typer.Option(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from modelzip_cli.cli.options import (
     AllowNonfinite,
+    Arch,
+    ArchArgs,
+    Channels,
     CoderName,
     CriterionName,
+    CutData,
     Debug,
     DepthShare,
     DropLayers,
@@ -15,6 +19,7 @@ from modelzip_cli.cli.options import (
     FileList,
     Force,
     Format,
+    ImageSize,
     Include,
     Jobs,
     Json,
@@ -24,6 +29,7 @@ from modelzip_cli.cli.options import (
     Layout,
     ManyPaths,
     MaxSize,
+    Mean,
     MinKeep,
     NoProgress,
     Only,
@@ -41,7 +47,9 @@ from modelzip_cli.cli.options import (
     Skip,
     SkipExisting,
     Sparsity,
+    Std,
     Threshold,
+    TokenizerName,
     Verbose,
 )
 
@@ -57,6 +65,14 @@ def prune(
     min_keep: MinKeep = None,
     depth: DepthShare = None,
     drop_layers: DropLayers = None,
+    channels: Channels = None,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    data: CutData = None,
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    tokenizer: TokenizerName = None,
     scheme: KeptScheme = None,
     only: Only = None,
     skip: Skip = None,
@@ -90,14 +106,78 @@ def prune(
 ) -> None:
     """Set weights to zero, and store the rest so that the file shrinks. The source is never changed.
 
-    An amount is needed: --sparsity, --threshold, --pattern, --depth or --drop-layers. What is left keeps its exact
-    values; --scheme quantizes it in the same pass. Embeddings and classifiers are left alone.
+    An amount is needed: --sparsity, --threshold, --pattern, --depth, --drop-layers or --channels. What is left keeps
+    its exact values; --scheme quantizes it in the same pass. Embeddings and classifiers are left alone. --channels cuts
+    whole channels out of an exported model (.pt2) or one that --arch builds, and writes it as .pt2.
     """
     from modelzip_cli.amounts import Depth, Pruning
     from modelzip_cli.cli.outputs import with_choices, write_outputs
     from modelzip_cli.cli.recipes import read_recipe_file
+    from modelzip_cli.errors import UsageError
     from modelzip_cli.recipe import Recipe
 
+    if channels is not None:
+        from modelzip_cli.cli.channels import prune_channels
+        from modelzip_cli.cli.data import data_options, network_of
+
+        prune_channels(
+            paths,
+            channels,
+            network_of(arch, arch_args, key),
+            data,
+            data_options(
+                label_key=None,
+                text_key=None,
+                mean=mean,
+                std=std,
+                image_size=image_size,
+                tokenizer=tokenizer,
+                skip_bad=False,
+            ),
+            output=output,
+            output_dir=output_dir,
+            force=force,
+            dry_run=dry_run,
+            jobs=jobs,
+            form=form,
+            json=json,
+            quiet=quiet,
+            report=report,
+            no_progress=no_progress,
+            refused={
+                "--sparsity": sparsity is not None,
+                "--threshold": threshold is not None,
+                "--pattern": pattern,
+                "--criterion": criterion,
+                "--seed": seed is not None,
+                "--scope": scope,
+                "--min-keep": min_keep is not None,
+                "--depth": depth,
+                "--drop-layers": drop_layers,
+                "--scheme": scheme,
+                "--only": only,
+                "--skip": skip,
+                "--set": set_,
+                "--recipe": recipe,
+                "--save-recipe": save_recipe,
+                "--layout": layout,
+                "--coder": coder,
+                "--skip-existing": skip_existing,
+                "--recursive": recursive,
+                "--filelist": filelist,
+                "--include": include,
+                "--exclude": exclude,
+                "--keep-extras": keep_extras,
+                "--allow-nonfinite": allow_nonfinite,
+                "--fail-under": fail_under,
+                "--max-size": max_size,
+            },
+        )
+        return
+    asks = {"--arch": arch, "--arch-args": arch_args, "--data": data, "--mean": mean, "--std": std}
+    for option, value in (asks | {"--image-size": image_size, "--tokenizer": tokenizer}).items():
+        if value is not None:
+            raise UsageError(f"{option} says how to run a model, which only --channels does")
     before = read_recipe_file(recipe) if recipe else None
     given = {
         "sparsity": sparsity,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelzip_cli.figures import size
-from modelzip_cli.render import Block, Heading, Pairs, Table
+from modelzip_cli.render import Bars, Block, Heading, Pairs, Table
 
 if TYPE_CHECKING:
     from modelzip_cli.report import Gate
     from modelzip_cli.running.distill import Distilled
     from modelzip_cli.running.evaluate import Evaluation
+    from modelzip_cli.running.narrow import Narrowed
 
 
 def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
@@ -78,7 +79,7 @@ def distillation_blocks(found: Distilled, outputs: Sequence[tuple[str, int]], th
             f"{learnt}, learning rate {lesson.learning_rate:g}",
         ),
         ("best", f"step {state.best_step:,}: {best['agreement']:.2%} agreement on held-out data"),
-        ("measured", f"on {found.tested_on}; latency on {threads} thread{'s' if threads > 1 else ''}"),
+        ("measured", f"on {found.tested_on}; {_threads(threads)}"),
         *(("output", f"{path}  {size(count)}") for path, count in outputs),
         *(("warning", warning) for warning in found.warnings),
         *([("resume", f"the same command with --resume goes on from step {state.step:,}")] if found.stopped else []),
@@ -90,6 +91,34 @@ def distillation_blocks(found: Distilled, outputs: Sequence[tuple[str, int]], th
         evaluation_table(rows),
         Pairs(tuple(pairs), _styles(found.gates)),
     ]
+
+
+def narrowing_blocks(found: Narrowed, seconds: float, threads: int) -> list[Block]:
+    """The result of `prune --channels`."""
+    planned = "" if found.path is not None else "  (dry run: nothing is written)"
+    before, after = found.source.parameters, found.narrow.parameters
+    heading = f"{found.source.label} -> {found.narrow.label}{planned}"
+    blocks: list[Block] = [
+        Heading(heading, f"{seconds:.1f} s"),
+        Bars(
+            (
+                ("before", before, f"{before:,} parameters  {size(found.source.bytes)}"),
+                ("after", after, f"{after:,} parameters  {size(found.narrow.bytes)}  {before / after:.2f}x"),
+            )
+        ),
+    ]
+    if found.before is not None and found.after is not None:
+        blocks.append(evaluation_table([("before", found.before), ("after", found.after)]))
+    pairs = [("channels" if place == 0 else "", note) for place, note in enumerate(found.notes)]
+    if found.data is not None:
+        pairs.append(("measured", f"on {found.data}, as the statistics of BatchNorm; {_threads(threads)}"))
+    pairs += [("warning", warning) for warning in found.warnings]
+    pairs.append(("hint", "not trained yet: modelzip distill --student width=SHARE cuts the same and learns"))
+    return [*blocks, Pairs(tuple(pairs), (("warning", "warn"),))]
+
+
+def _threads(count: int) -> str:
+    return f"latency on {count} thread{'s' if count > 1 else ''}"
 
 
 def _gate_lines(gates: Sequence[Gate]) -> list[tuple[str, str]]:
