@@ -86,7 +86,7 @@ def check_output(source: Path, output: Path, *, force: bool, dry_run: bool, make
         raise OutputIsSource(f"{shown} is the source itself; sources are never changed: choose another -o")
     if (output.exists() or output.is_symlink()) and not (force or dry_run):
         raise OutputExists(f"{shown} exists; -f replaces it")
-    if source.is_dir() and output.suffix not in SUFFIXES:
+    if source.is_dir() and output.suffix not in (*SUFFIXES, ".pt2"):
         _check_folder(source, output, shown)
     elif output.exists() and not output.is_file():
         raise UsageError(f"{shown} is not a regular file")

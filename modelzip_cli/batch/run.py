@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -108,13 +108,12 @@ def _attempt(job: Job, do: Callable[[Job, int], Report], threads: int) -> Result
 
 
 @contextmanager
-def output_folders(jobs: Sequence[Job], *, make: bool) -> Iterator[None]:
-    """Make the folders of the outputs that are missing; take away again those in which nothing came to be."""
+def output_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Make the folders that are missing; take away again those in which nothing came to be."""
     made: list[Path] = []
     try:
-        for job in jobs if make else ():
-            if not job.skipped and not job.refused:
-                made += _make(job.output.parent)
+        for folder in folders:
+            made += _make(folder)
         yield
     finally:
         for folder in reversed(made):

@@ -38,6 +38,7 @@ def prune_channels(
     Raises UsageError for those, and what cutting raises.
     """
     from modelzip_cli.batch.names import derived_name
+    from modelzip_cli.batch.run import output_folders
     from modelzip_cli.cli.data import quiet_torch
     from modelzip_cli.cli.progress import training_progress
     from modelzip_cli.cli.show import show, write_reports
@@ -58,7 +59,8 @@ def prune_channels(
     files = parse_report_files(report, ("json", "md"))
     check_report_files(files, [path], [target])
     started = time.monotonic()
-    with quiet_torch(), training_progress(shown=not (no_progress or quiet)) as (say, _):
+    folders = output_folders([target.parent] if output_dir and not dry_run else [])
+    with quiet_torch(), folders, training_progress(shown=not (no_progress or quiet)) as (say, _):
         from modelzip_cli.running.narrow import narrow
 
         say(f"cutting channels of {inert(str(path))}")

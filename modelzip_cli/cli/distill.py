@@ -26,6 +26,7 @@ from modelzip_cli.cli.options import (
     NoProgress,
     OnePath,
     Output,
+    OutputDir,
     Quiet,
     SkipBad,
     Std,
@@ -117,6 +118,7 @@ def distill(
     tokenizer: TokenizerName = None,
     skip_bad: SkipBad = False,
     output: Output = None,
+    output_dir: OutputDir = None,
     force: Force = False,
     fail_under: ModelGates = None,
     jobs: Jobs = None,
@@ -133,6 +135,7 @@ def distill(
     The first Ctrl-C ends the training and keeps the best student so far; --resume goes on from there.
     """
     from modelzip_cli.batch.names import derived_name, output_name
+    from modelzip_cli.batch.run import output_folders
     from modelzip_cli.cli.data import data_options, network_of, quiet_torch
     from modelzip_cli.cli.progress import training_progress
     from modelzip_cli.cli.show import show, write_reports
@@ -161,7 +164,7 @@ def distill(
         spec = parse_student(student, parse_ratio(ratio) if ratio else None, parse_arch_args(student_args))
         kind = kind or ("strong" if spec.is_cut else "weak")
         check_choices(kind, score, loss)
-        target = output or path.with_name(derived_name(path, "student", output_suffix(path, spec)))
+        target = output or (output_dir or path.parent) / derived_name(path, "student", output_suffix(path, spec))
         quantized = target.with_name(output_name(target, then_recipe)) if then_recipe is not None else None
         check_report_files(files, [path], [target])
         asked = Asked(
@@ -191,7 +194,8 @@ def distill(
         where = Where(
             path, target, data, test_data, network_of(arch, arch_args, key), options, force, resume, threads, quantized
         )
-        with training_progress(shown=not (no_progress or quiet)) as (say, step):
+        folders = output_folders([target.parent] if output_dir else [])
+        with folders, training_progress(shown=not (no_progress or quiet)) as (say, step):
             gates = tuple(parse_gate(text, METRICS) for text in fail_under or ())
             found = distill(asked, where, Watch(say, step, gates))
 

@@ -95,7 +95,9 @@ def run_many(
     form = form_for(shown.form, stream)
     results: list[Result] = []
     finished: list[Result] = []  # in the order in which they ended; `results` are in the order of the inputs
-    with output_folders(jobs, make=settings.make_folders and not settings.dry_run):
+    makes = settings.make_folders and not settings.dry_run
+    folders = [job.output.parent for job in jobs if makes and not job.skipped and not job.refused]
+    with output_folders(folders):
         if journal is not None:
             journal.begin()
         try:

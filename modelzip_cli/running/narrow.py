@@ -58,7 +58,7 @@ def narrow(
     use_threads(threads)
     if output.suffix != ".pt2":
         raise UsageError(f"{inert(str(output))}: a narrower network is another network: name an exported file, .pt2")
-    check_output(path, output, force=force, dry_run=dry_run, make_folders=False)
+    check_output(path, output, force=force, dry_run=dry_run, make_folders=True)
     model = open_model(path, network)
     examples = open_data(data, model.wanted, options) if data is not None else None
     rows = chosen_rows(examples, None) if examples is not None else None
