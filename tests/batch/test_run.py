@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -225,39 +224,36 @@ def test_a_summary_counts_bytes_of_what_was_done(jobs_of):
 
 
 def test_folders_are_made_and_those_that_stay_empty_go_again(tmp_path):
-    jobs = [Job(tmp_path / "a.pth", tmp_path / f"out/{name}/x.out") for name in ("full", "deep/empty", "deep/er")]
-    with output_folders(jobs, make=True):
-        assert all(job.output.parent.is_dir() for job in jobs)
-        jobs[0].output.write_bytes(b"x")
+    folders = [tmp_path / f"out/{name}" for name in ("full", "deep/empty", "deep/er")]
+    with output_folders(folders):
+        assert all(folder.is_dir() for folder in folders)
+        (folders[0] / "x.out").write_bytes(b"x")
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["full", "x.out"]
 
 
 def test_folders_that_were_there_stay_though_empty(tmp_path):
     (tmp_path / "out").mkdir()
-    with output_folders([Job(tmp_path / "a.pth", tmp_path / "out/new/x.out")], make=True):
+    with output_folders([tmp_path / "out/new"]):
         pass
     assert [*tmp_path.rglob("*")] == [tmp_path / "out"]
 
 
 def test_folders_go_again_after_an_error_and_after_a_stop(tmp_path):
     for error in (CannotWrite("no"), Stopped(2)):
-        with pytest.raises(type(error)), output_folders([Job(Path("a"), tmp_path / "out/new/x.out")], make=True):
+        with pytest.raises(type(error)), output_folders([tmp_path / "out/new"]):
             raise error
         assert not [*tmp_path.iterdir()]
 
 
-def test_no_folders_for_what_is_skipped_or_refused_or_only_planned(tmp_path):
-    output = tmp_path / "out" / "x.out"
-    jobs = [Job(Path("a"), output, skipped="output exists"), Job(Path("b"), output, refused=UsageError("no"))]
-    with output_folders(jobs, make=True):
-        assert not [*tmp_path.iterdir()]
-    with output_folders([Job(Path("c"), output)], make=False):
-        assert not [*tmp_path.iterdir()]
+def test_no_folders_for_what_is_skipped_or_only_planned(tmp_path, modelzip, sample):
+    source = sample("digits_mlp.pth")
+    assert modelzip("quantize", source, "--output-dir", tmp_path / "out", "-n").exit_code == 0
+    assert [*tmp_path.iterdir()] == [source]
 
 
 def test_a_folder_that_cannot_be_made_takes_away_those_made_before_it(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    jobs = [Job(Path("a"), tmp_path / "new/deep/x.out"), Job(Path("b"), tmp_path / "file/deep/x.out")]
-    with pytest.raises(CannotWrite, match="cannot make the folder"), output_folders(jobs, make=True):
+    folders = [tmp_path / "new/deep", tmp_path / "file/deep"]
+    with pytest.raises(CannotWrite, match="cannot make the folder"), output_folders(folders):
         raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
