@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from modelzip_cli import load_file
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.containers.torch_file import TorchFile
 from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
@@ -122,6 +123,8 @@ def open_model(path: Path, network: Network) -> Model:
     Raises NoModel where nothing says what the network is, WrongArchitecture where it does not fit the weights,
     UnsafeInput for a `.pt2` with code in it, and what reading a checkpoint raises.
     """
+    if path == STANDARD:
+        raise UsageError("a model that runs cannot be read from standard input: name a file")
     if network.arch is not None:
         return _with_arch(path, network, network.arch)
     source = open_source(path, key=network.key)
