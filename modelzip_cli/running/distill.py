@@ -40,6 +40,9 @@ EPOCHS, LEAST_STEPS = 20, 300
 LEARNING_RATE = 3e-3  # from fresh weights; a student that begins with the teacher's takes a share of it
 CUT_SHARE, CUT_SHARE_SEQUENCES = 0.5, 0.2
 SMALL_PARAMETERS = 1e6  # above, the learning rate falls with the square root of the size
+PROBE = (
+    "The 3 quick brown foxes jump over the lazy dog: Ünïcödé, naïve café, 42%!"  # two tokenizers should differ in it
+)
 CLEARLY = 2.0  # standard errors by which a teacher must be better than always giving the most frequent answer
 
 
@@ -257,6 +260,11 @@ def check_teacher(found: Evaluation, examples: Examples, rows: Rows, label: str)
 
 def check_student(student: Model, teacher: Model, batch: Batch) -> None:
     """Refuse a student whose scores are not for the same classes or tokens. Raises UsageError."""
+    reads = [model.wanted.tokenizer for model in (teacher, student)]
+    if all(reads) and len({tuple(read(PROBE)) for read in reads if read is not None}) > 1:
+        raise UsageError(
+            f"{student.label}: has another tokenizer than {teacher.label}: their scores are for different tokens"
+        )
     ours, theirs = student.check(batch).shape, teacher.check(batch).shape
     if ours != theirs:
         raise UsageError(

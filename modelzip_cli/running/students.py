@@ -162,7 +162,7 @@ def make_student(
             else check_layers(stack, spec.layers or (), teacher.label)
         )
         module = without(module, stack, gone)
-        notes.append(f"layers {', '.join(map(str, gone))} of the {stack.count} of {inert(stack.name)} were dropped")
+        notes.append(f"dropped of {inert(stack.name)}.0 to {stack.count - 1}: {', '.join(map(str, gone))}")
     if spec.width is not None or spec.ratio is not None:
         module, more = _narrow(teacher, spec, module, score, batches)
         notes += more
