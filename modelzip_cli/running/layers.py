@@ -119,7 +119,7 @@ def _renumber(module: GraphModule, stack: Stack, kept: Sequence[int]) -> None:
         block = ".".join(parts[:depth])
         return ".".join([places.get(block, block), *parts[depth:]])
 
-    owner = module
+    owner: nn.Module = module
     for folder in stack.name.split("."):
         owner = getattr(owner, folder, nn.Module())
     blocks = {name: owner._modules.pop(name) for name in [*owner._modules] if name.isdigit()}
@@ -144,7 +144,7 @@ def with_tensors_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Register parameters and buffers in `module` by their dotted names; folders that are missing are made."""
     for name, tensor in tensors.items():
         *folders, last = name.split(".")
-        owner = module
+        owner: nn.Module = module
         for folder in folders:
             if folder not in owner._modules:
                 owner.add_module(folder, nn.Module())

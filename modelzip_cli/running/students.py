@@ -162,7 +162,8 @@ def make_student(
             else check_layers(stack, spec.layers or (), teacher.label)
         )
         module = without(module, stack, gone)
-        notes.append(f"dropped of {inert(stack.name)}.0 to {stack.count - 1}: {', '.join(map(str, gone))}")
+        dropped = ", ".join(f"{inert(stack.name)}.{number}" for number in gone)
+        notes.append(f"dropped {dropped} of {len(stack.numbers)} layers")
     if spec.width is not None or spec.ratio is not None:
         module, more = _narrow(teacher, spec, module, score, batches)
         notes += more
@@ -179,7 +180,7 @@ def make_student(
 
 def calibration(examples: Examples, train: Rows, seed: int, model: Model) -> list[Batch]:
     """Some batches of the training data, for statistics: at most 512 examples."""
-    size = model.wanted.batch or CALIBRATION_BATCH
+    size = model.wanted.batch or min(CALIBRATION_BATCH, max(2, len(train) // 2))  # statistics need two batches
     chosen = train[order(len(train), seed, "calibration")]
     if model.wanted.batch is not None and len(chosen) < size:
         chosen = np.resize(chosen, size)  # a fixed batch has to be filled
