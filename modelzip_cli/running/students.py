@@ -74,7 +74,7 @@ class StudentSpec:
 
 def parse_student(text: str | None, ratio: float | None, arguments: Mapping[str, Any]) -> StudentSpec:
     """Read --student and --ratio. Raises UsageError."""
-    if text is not None and not text.startswith(("width=", "depth=", "layers=")):
+    if text is not None and ("=" not in text or Path(text).exists()):
         if ratio is not None:
             raise UsageError("--ratio cuts a student from the teacher; --student names one that exists: choose one")
         return StudentSpec(arch=text, arguments=arguments)
