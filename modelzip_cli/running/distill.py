@@ -342,7 +342,7 @@ def recipe_of(where: Where, asked: Asked, lesson: Lesson, state: State) -> dict[
         "teacher": where.teacher.name,
         "kind": asked.kind,
         "student": str(asked.spec),
-        **({"arch": str(asked.spec)} if asked.spec.arch else {}),
+        **({"arch": asked.spec.arch, "arch_args": dict(asked.spec.arguments)} if asked.spec.arch else {}),
         "lesson": lesson.to_json(),
         "step": state.best_step,
     }

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from modelzip_cli import load_file
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.containers.torch_file import TorchFile
 from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.running.architecture import build, build_on_meta, describe
@@ -226,9 +225,11 @@ def _hint(source: Checkpoint) -> str:
 
 def _told_by(source: Checkpoint) -> str:
     """The `--arch` that a student of ours was made with, as text to show: no code from a file is ever run."""
-    from modelzip_cli.running.students import arch_of
+    from modelzip_cli.running.students import NOTE, arch_of
 
-    return arch_of(source.metadata) if isinstance(source, TorchFile) or source.metadata else ""
+    tree = source.outer.tree if source.outer else None  # a torch file has it beside the weights
+    beside = tree.get(NOTE) if isinstance(tree, dict) else None
+    return arch_of({NOTE: beside} if isinstance(beside, str) else source.metadata)
 
 
 def wanted_by(module: nn.Module) -> Wanted:

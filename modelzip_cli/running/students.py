@@ -329,9 +329,10 @@ def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
 
 
 def arch_of(metadata: Mapping[str, str]) -> str:
-    """How a student says that it was made, as text for a person; empty where it says nothing."""
+    """What a student's file says of its network, as options to show a person; empty where it says nothing."""
     try:
         recipe = json.loads(metadata.get(NOTE, "{}"))
-        return inert(str(recipe["arch"]), longest=200) if "arch" in recipe else ""
-    except (ValueError, TypeError, KeyError):
+        arguments = f" --arch-args '{json.dumps(recipe['arch_args'])}'" if recipe.get("arch_args") else ""
+        return inert(f"--arch {recipe['arch']}{arguments}", longest=200) if "arch" in recipe else ""
+    except (ValueError, TypeError, KeyError, AttributeError):
         return ""
