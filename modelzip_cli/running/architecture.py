@@ -7,6 +7,7 @@ taken for such a name.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import sys
@@ -42,7 +43,9 @@ def build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     factory = _factory(arch)
     if isinstance(factory, nn.Module):
-        return factory
+        if arguments:
+            raise UsageError(f"{inert(arch)}: is a network already and takes no --arch-args")
+        return copy.deepcopy(factory)  # a reference with other weights may be made of it, too
     if not callable(factory):
         raise UsageError(f"{inert(arch)}: is no class or function that makes a network")
     module = _call(factory, arguments, arch)
@@ -83,7 +86,7 @@ def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) 
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(arch, error) from error
 
 
