@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,13 +20,16 @@ ROOT = "archive/"
 PROGRAM = "models/model.json"
 
 
-def exported(module: nn.Module, *example: Tensor, axes: Mapping[int, Any] | None = None, **options: Any) -> bytes:
-    """What torch.export.save writes; `axes` of every input are dynamic, by default the batch. `decompose=True`."""
+def exported(
+    module: nn.Module, *example: Tensor, axes: Mapping[int, Any] | None = None, decompose: bool = False
+) -> bytes:
+    """What torch.export.save writes; `axes` of every input are dynamic, by default the batch."""
     shapes = tuple(dict({0: Dim.AUTO} if axes is None else axes) for _ in example)
-    decompose = options.pop("decompose", False)
-    program = torch.export.export(module, example, dynamic_shapes=shapes, **options)
     buffer = io.BytesIO()
-    torch.export.save(program.run_decompositions() if decompose else program, buffer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, example, dynamic_shapes=shapes)
+        torch.export.save(program.run_decompositions() if decompose else program, buffer)
     return buffer.getvalue()
 
 

@@ -18,8 +18,9 @@ writes a new archive of what is harmless in it, and that is loaded. In an archiv
 - looks up metadata of nodes (`source_fn_stack`, `from_node`) and writes some into the source (`stack_trace`): dropped;
 - loads shared libraries in `data/aotinductor/`: refused.
 
-What is left can still compute for long, or ask for much memory, when it runs. Source: PyTorch 2.13,
-torch/export/pt2_archive/_package.py, torch/_export/serde/serialize.py, torch/export/_unlift.py, torch/fx/graph.py.
+What is left can still compute for long or ask for much memory when it runs, and operators are trusted to check their
+arguments. Source: PyTorch 2.13, torch/export/pt2_archive/_package.py, torch/_export/serde/serialize.py,
+torch/export/_unlift.py, torch/fx/graph.py.
 
 Several outputs become one: what is called `logits`, else the first tensor. Inputs are given by position.
 """
@@ -38,7 +39,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
-from torch.export.pt2_archive._package import load_pt2, package_pt2
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
@@ -47,8 +47,13 @@ from modelzip_cli.containers.source_file import SourceFile
 from modelzip_cli.containers.strict_json import dumps
 from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsafeInput, UnsupportedCheckpoint, inert
 from modelzip_cli.running.export_archive import MODEL, cleaned
-from modelzip_cli.running.graph import evaluating, set_training
+from modelzip_cli.running.graph import check_evaluable, evaluating, set_training
 from modelzip_cli.running.inputs import Wanted
+
+try:
+    from torch.export.pt2_archive._package import load_pt2, package_pt2
+except ImportError as error:  # torch 2.7 and older have another format
+    raise UnsupportedCheckpoint(f"exported models need torch 2.9 or newer, this is {torch.__version__}") from error
 
 LONGEST_CONTEXT = 1 << 31  # a bound above it is torch's way of saying that there is none
 
@@ -81,7 +86,11 @@ def load_export(path: Path) -> Exported:
     module = _module(found.archive)
     _tie(module, found.ties)
     set_training(module, False)
-    return Exported(module, _wanted(module, file.label), found.recipe)
+    try:
+        check_evaluable(module)
+        return Exported(module, _wanted(module), found.recipe)
+    except UnsupportedCheckpoint as error:
+        raise UnsupportedCheckpoint(f"{file.label}: {error}") from None
 
 
 def save_export(
@@ -112,7 +121,7 @@ def save_export(
     try:
         return cleaned(MemoryFile("the exported model", buffer.getvalue())).archive.buffer.getvalue()
     except UnsafeInput as error:
-        raise UnsupportedCheckpoint(f"{error} It cannot be saved as .pt2.") from error
+        raise UnsupportedCheckpoint(f"cannot be saved as .pt2, for modelzip would not load it: {error}") from error
 
 
 def traced(module: nn.Module, example: tuple[Tensor, ...], *, wanted: Wanted) -> GraphModule:
@@ -134,7 +143,6 @@ def _module(archive: MemoryFile) -> GraphModule:
             raise BrokenCheckpoint(f"{archive.label}: torch.export cannot load it: {_one_line(error)}") from error
         finally:
             archive.buffer.close()
-    assert isinstance(module, GraphModule)
     return module
 
 
@@ -160,11 +168,11 @@ def _inputs(module: GraphModule) -> list[Tensor]:
     return [node.meta["val"] for node in module.graph.find_nodes(op="placeholder")]
 
 
-def _wanted(module: GraphModule, label: str) -> Wanted:
+def _wanted(module: GraphModule) -> Wanted:
     inputs = _inputs(module)
     first = inputs[0]
     if first.dim() == 0:
-        raise UnsupportedCheckpoint(f"{label}: its input is a single number, without a batch axis")
+        raise UnsupportedCheckpoint("its input is a single number, without a batch axis")
     batch, *shape = (int(size) if is_concrete_int(size) else None for size in first.shape)
     is_tokens = not first.is_floating_point() and not first.is_complex() and first.dtype != torch.bool
     return Wanted(

@@ -71,6 +71,14 @@ def cleaned(file: Readable) -> Cleaned:
     except ModelzipError as error:
         raise _named(error, file.label) from None
     check_repetition(file, [tensor for section in sections.values() for tensor in section.tensors.values()])
+    archive = _written(file, program, sections, recipe)
+    return Cleaned(archive, _ties(sections["weights"]), recipe)
+
+
+def _written(
+    file: Readable, program: dict[str, Any], sections: Mapping[str, _Section], recipe: dict[str, Any] | None
+) -> MemoryFile:
+    """The new archive, to be read from its start. The empty sample inputs are not unpickled."""
     archive = MemoryFile(file.label)
     writer = ZipWriter(archive)
     _add(writer, "archive_format", b"pt2")
@@ -82,12 +90,12 @@ def cleaned(file: Readable) -> Cleaned:
         _add(writer, f"data/{section}/{MODEL}_{section}_config.json", dumps(found.listed).encode())
         for key, entry in found.entries.items():
             _copy(file, entry, writer, f"data/{section}/{key}")
-    _add(writer, f"data/sample_inputs/{MODEL}.pt", b"")  # empty, it is not unpickled
+    _add(writer, f"data/sample_inputs/{MODEL}.pt", b"")
     if recipe is not None:
         _add(writer, RECIPE, dumps(recipe).encode())
     writer.finish()
     archive.buffer.seek(0)
-    return Cleaned(archive, _ties(sections["weights"]), recipe)
+    return archive
 
 
 def _named(error: ModelzipError, label: str) -> ModelzipError:

@@ -21,7 +21,8 @@ Rule = Callable[[Any], Any]
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,499}")
 PATH = re.compile(r"(?:(?!__)[^\x00-\x1f\x7f\"'\\.]{1,200})(?:\.(?!__)[^\x00-\x1f\x7f\"'\\.]{1,200})*")
-STACK = re.compile(r"(?:[^,;\[\]()]{0,500},){2}[^,;\[\]()]{0,500}(?:;(?:[^,;\[\]()]{0,500},){2}[^,;\[\]()]{0,500})*")
+_PART = r"[^,;\[\]()\x00-\x1f\x7f]{0,500}"
+STACK = re.compile(rf"(?:{_PART},{_PART},{_PART})(?:;{_PART},{_PART},{_PART})*")  # key, path and class of each module
 FILE = re.compile(r"[A-Za-z0-9_]{1,80}")
 NON_FINITE = ("Infinity", "-Infinity", "NaN")  # as torch writes them
 DIALECTS = ("ATEN", "TRAINING")

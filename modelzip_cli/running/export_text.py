@@ -36,20 +36,13 @@ FUNCTIONS = frozenset(
 )
 CONSTANTS = frozenset(("true", "false"))
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv)
-GUARD_FUNCTIONS = (
-    "max",
-    "min",
-    "abs",
-    "math.floor",
-    "math.ceil",
-    "math.trunc",
-    "float",
-    "int",
-    "round",
-    "Mod",
-    "Ne",
-    "Eq",
+GUARD_FUNCTIONS = frozenset(
+    (
+        *("max", "min", "abs", "round", "int", "float", "torch.sym_float", "torch._sym_sqrt"),
+        *(f"math.{name}" for name in ("floor", "ceil", "trunc", "exp", *OPAQUE)),
+    )
 )
+GUARD_OPERATIONS = (*ARITHMETIC, ast.Mod, ast.Div, ast.Pow, ast.BitAnd, ast.BitOr, ast.BitXor)
 GUARD_METHODS = ("size", "stride", "storage_offset", "numel", "dim")
 
 
@@ -159,8 +152,7 @@ def _is_guard(node: ast.AST, depth: int) -> bool:
         case ast.UnaryOp(op=ast.USub() | ast.Not(), operand=inner):
             return _is_guard(inner, depth - 1)
         case ast.BinOp(left=left, op=op, right=right):
-            allowed = (*ARITHMETIC, ast.Mod, ast.Div, ast.Pow)
-            return isinstance(op, allowed) and all(_is_guard(side, depth - 1) for side in (left, right))
+            return isinstance(op, GUARD_OPERATIONS) and all(_is_guard(side, depth - 1) for side in (left, right))
         case ast.BoolOp(values=values):
             return all(_is_guard(value, depth - 1) for value in values)
         case ast.Compare(left=left, comparators=others):
@@ -171,6 +163,8 @@ def _is_guard(node: ast.AST, depth: int) -> bool:
             return _is_input(inner, depth - 1)
         case ast.Call(func=function, args=arguments, keywords=[]) if ast.unparse(function) in GUARD_FUNCTIONS:
             return all(_is_guard(argument, depth - 1) for argument in arguments)
+        case ast.Attribute(value=ast.Name(id="math"), attr="inf" | "nan"):
+            return True
         case ast.Subscript(value=inner, slice=ast.Constant(value=int())) if isinstance(inner, ast.Call):
             return _is_guard(inner, depth - 1)  # x.size()[0]
     return _is_input(node, depth - 1)

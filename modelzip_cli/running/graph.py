@@ -20,6 +20,7 @@ SWITCHES = {"training", "train", "use_input_stats"}  # what the schemas call a b
 STATISTICS, ATTENTION_DROPOUT = "running_mean", "dropout_p"
 COUNTERS = (torch.ops.aten.add_.Tensor, torch.ops.aten.add.Tensor)  # of batches, in a graph exported in training mode
 COUNTER = "num_batches_tracked"
+CHANCE = {"bernoulli", "bernoulli_"}
 DECOMPOSED = "_native_batch_norm_legit"
 IN_TRAINING = "modelzip_in_training"  # key of `Node.meta`: a constant's value in training mode
 
@@ -66,6 +67,19 @@ def check_trainable(module: nn.Module) -> None:
         if _name(node).startswith(DECOMPOSED):
             raise UnsupportedCheckpoint(
                 "exported for inference only; export the model with torch.export.export and save it before decomposing"
+            )
+
+
+def check_evaluable(module: nn.Module) -> None:
+    """Raise UnsupportedCheckpoint for a graph with stochastic depth that was exported in training mode.
+
+    It leaves out blocks by chance, with nothing in the graph that could be switched.
+    """
+    for node in _calls(module):
+        if _name(node) in CHANCE:
+            raise UnsupportedCheckpoint(
+                f"exported in training mode with random numbers that cannot be switched off (aten.{_name(node)}): "
+                "export model.eval()"
             )
 
 

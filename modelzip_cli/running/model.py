@@ -137,7 +137,7 @@ def open_model(path: Path, network: Network) -> Model:
     UnsafeInput for a `.pt2` with code in it, UsageError for a stream, and what reading a checkpoint raises.
     """
     if path == STANDARD:
-        raise UsageError("-: a model that runs is read more than once: give a file")
+        raise UsageError("a model that runs cannot be read from standard input: name a file")
     if network.arch is not None:
         return _with_arch(path, network, network.arch)
     source = open_source(path, key=network.key)

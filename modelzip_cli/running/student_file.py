@@ -22,7 +22,7 @@ def student_bytes(student: Model, suffix: str, recipe: Mapping[str, Any], batch:
     `batch`: an example of its input. Raises UnsupportedCheckpoint where torch.export cannot take the network.
     """
     if suffix == ".pt2":
-        return save_export(student.module, example_of(batch), recipe=recipe, wanted=student.wanted)
+        return save_export(student.module, example_of(batch, student.wanted), recipe=recipe, wanted=student.wanted)
     state_dict = {name: tensor.detach().clone() for name, tensor in student.module.state_dict().items()}
     note = json.dumps(dict(recipe))
     if suffix == ".safetensors":

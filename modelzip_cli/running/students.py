@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -22,7 +23,7 @@ from modelzip_cli.running.cutting import Cut, cut_checked
 from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
-from modelzip_cli.running.inputs import Batch, Examples, Rows, order
+from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted, order
 from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
 from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, Network, open_model, wanted_by
@@ -180,6 +181,8 @@ def calibration(examples: Examples, train: Rows, seed: int, model: Model) -> lis
     """Some batches of the training data, for statistics: at most 512 examples."""
     size = model.wanted.batch or CALIBRATION_BATCH
     chosen = train[order(len(train), seed, "calibration")]
+    if model.wanted.batch is not None and len(chosen) < size:
+        chosen = np.resize(chosen, size)  # a fixed batch has to be filled
     starts = range(0, max(1, len(chosen) - size + 1), size)
     return [examples.batch(chosen[start : start + size]) for start in [*starts][:CALIBRATION_BATCHES]]
 
@@ -189,17 +192,20 @@ def graph_of(model: Model, batch: Batch) -> GraphModule:
     if isinstance(model.module, GraphModule):
         return copy.deepcopy(model.module)
     try:
-        return traced(model.module, example_of(batch), wanted=model.wanted)
+        return traced(model.module, example_of(batch, model.wanted), wanted=model.wanted)
     except UnsupportedCheckpoint as error:
         raise ModelDoesNotRun(f"{model.label}: {error}: name a smaller network with --student file.py:Small") from error
 
 
-def example_of(batch: Batch) -> tuple[Tensor, ...]:
-    """Two examples, since one would freeze the batch axis; half the tokens, since all would freeze the length."""
-    pairs = [torch.cat([x, x])[:2] for x in batch.inputs]
-    return tuple(
-        x if x.is_floating_point() or x.ndim != 2 else x[:, : max(2, x.shape[1] // 2)].contiguous() for x in pairs
-    )
+def example_of(batch: Batch, wanted: Wanted) -> tuple[Tensor, ...]:
+    """An input for torch.export: of 2 examples where the batch is open, since one would freeze that axis, and of half
+    the tokens where their number is, since all would freeze that."""
+    rows = torch.arange(wanted.batch or 2) % len(batch.inputs[0])
+    inputs = [x[rows] for x in batch.inputs]
+    is_open = wanted.kind == "tokens" and (wanted.shape is None or wanted.shape[:1] == (None,))
+    if is_open and inputs[0].ndim == 2:
+        inputs = [x[:, : max(2, x.shape[1] // 2)] for x in inputs]
+    return tuple(x.contiguous() for x in inputs)
 
 
 def _damage(teacher: Model, batches: list[Batch]) -> Callable[[GraphModule], float]:
@@ -260,8 +266,8 @@ def taylor_importance(module: GraphModule, teacher: Model, batches: list[Batch])
     generator = torch.Generator().manual_seed(0)
     model = replace(teacher, module=module)
     for batch in batches:
-        for start in range(0, len(batch.inputs[0]), TAYLOR_BATCH):
-            scores = model.run(tuple(x[start : start + TAYLOR_BATCH] for x in batch.inputs)).flatten(0, -2)
+        for pieces in zip(*(torch.split(x, teacher.wanted.batch or TAYLOR_BATCH) for x in batch.inputs), strict=True):
+            scores = model.run(tuple(pieces)).flatten(0, -2)
             drawn = torch.multinomial((scores.detach() / TAYLOR_TEMPERATURE).softmax(-1), 1, generator=generator)
             loss = nn.functional.cross_entropy(scores, drawn.squeeze(1))
             gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)

@@ -278,10 +278,19 @@ class Branch(nn.Module):
         return x + 1 if x.sum() > 0 else x
 
 
+class Choice(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(Pairs(), "fixes the batch size at 2"), (Branch(), "cannot export the model: ")],
-    ids=["a fixed batch", "a branch on data"],
+    [
+        (Pairs(), "fixes the batch size at 2"),
+        (Branch(), "cannot export the model: "),
+        (Choice(), r"cannot be saved as \.pt2.*torch\.ops\.higher_order\.cond"),
+    ],
+    ids=["a fixed batch", "a branch on data", "an operator with a graph"],
 )
 def test_a_model_that_cannot_be_exported_is_named(module, message):
     with pytest.raises(UnsupportedCheckpoint, match=message) as caught:

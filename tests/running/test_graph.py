@@ -31,12 +31,12 @@ def trained_file(cnn, tmp_path_factory):
 
 
 class Attention(nn.Module):
-    """Two kinds of dropout, and attention with a third; inputs [batch, time, 8]."""
+    """Two kinds of dropout, and attention with a third; inputs [batch, 5, 4]."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(4)
-        self.attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        self.attention = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)
         self.dropout = nn.AlphaDropout(0.2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,8 +72,8 @@ def test_a_model_exported_in_training_is_trained_with_its_counters(cnn, trained_
 
 
 def test_dropout_of_every_kind_is_switched(loaded):
-    eager, x = Attention(), torch.rand(3, 5, 8)
-    found = loaded(exported(eager, torch.rand(2, 5, 8))).module
+    eager, x = Attention(), torch.rand(3, 5, 4)
+    found = loaded(exported(eager, torch.rand(2, 5, 4))).module
     assert torch.equal(seeded(found, x), found(x))  # nothing random in evaluation
     assert torch.allclose(found(x), eager.eval()(x), atol=1e-6)  # torch has a fused layer for evaluation
     set_training(found, True)
@@ -101,14 +101,24 @@ def test_an_instance_norm_with_running_statistics_is_switched(loaded):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_decomposed_graph_is_run_but_not_trained(training, loaded):
-    torch.manual_seed(5)
-    eager = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).train(training)
-    found = loaded(exported(eager, torch.rand(2, 1, 12, 12), decompose=True)).module
-    assert torch.allclose(found(X), eager.eval()(X), atol=1e-6)
+    eager, x = nn.BatchNorm1d(3).train(training), torch.rand(5, 3)
+    found = loaded(exported(eager, torch.rand(2, 3), decompose=True)).module
+    assert torch.allclose(found(x), eager.eval()(x), atol=1e-6)
     assert same_state(found, eager)
     for refused in (lambda: check_trainable(found), lambda: set_training(found, True)):
         with pytest.raises(UnsupportedCheckpoint, match="exported for inference only"):
             refused()
+
+
+def test_stochastic_depth_that_was_exported_in_training_mode_is_refused(loaded):
+    class Depth(nn.Module):
+        def forward(self, x):
+            keep = x.new_empty(x.shape[0], 1).bernoulli_(0.9).div_(0.9) if self.training else 1
+            return x * keep
+
+    with pytest.raises(UnsupportedCheckpoint, match=r"loaded\.pt2: exported in training mode"):
+        loaded(exported(Depth(), torch.rand(2, 4)))
+    assert loaded(exported(Depth().eval(), torch.rand(2, 4))).wanted.shape == (4,)
 
 
 def test_an_ordinary_module_is_switched_as_ever():
