@@ -6,11 +6,9 @@ taken for such a name.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +35,7 @@ def parse_arch_args(text: str | None) -> dict[str, Any]:
 
 
 def build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call what `arch` names with `arguments`; it must give a module. Its prints go to standard error.
+    """Call what `arch` names with `arguments`; it must give a module.
 
     Raises UsageError where nothing of the kind is named, UserCodeFailed for what the code raises.
     """
@@ -69,8 +67,7 @@ def build_on_meta(arch: str, arguments: Mapping[str, Any]) -> nn.Module | None:
 def _factory(arch: str) -> Any:
     if not is_import_path(arch):
         raise UsageError(f"{inert(arch)}: names no network; {FORMS}")
-    with contextlib.redirect_stdout(sys.stderr):
-        return import_object(arch)
+    return import_object(arch)
 
 
 def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) -> Any:
@@ -84,8 +81,7 @@ def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) 
     except ValueError:  # a built-in without a signature
         pass
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return factory(**arguments)
+        return factory(**arguments)
     except (Exception, SystemExit) as error:
         raise failed(arch, error) from error
 

@@ -16,10 +16,12 @@ from torch import Tensor
 from modelzip_cli.errors import BadData
 from modelzip_cli.report import Gate, finite, significant
 from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, order
-from modelzip_cli.running.labels import check_range
+from modelzip_cli.running.labels import check_labels, check_range
 from modelzip_cli.running.model import Model
+from modelzip_cli.running.perceptron import settled
 
-METRICS = ("accuracy", "agreement", "perplexity-ratio")  # what --fail-under knows: the higher the better
+NEEDED = {"accuracy": "labels", "agreement": "--reference", "perplexity-ratio": "labels and --reference"}
+METRICS = tuple(NEEDED)  # what --fail-under knows, and what it takes to know it: the higher the better
 BATCH = 256  # examples at a time
 VALUES = 1 << 24  # and at most so many numbers going in or coming out: a language model scores every token everywhere
 LATENCY_RUNS, LATENCY_BATCHES = 30, (1, 32)
@@ -138,6 +140,16 @@ class Sums:
 def exp(nats: float) -> float:
     """exp, infinite where it passes the largest float."""
     return math.exp(nats) if not nats > LARGEST_EXPONENT else math.inf
+
+
+def prepared(model: Model, examples: Examples, rows: Rows) -> Model:
+    """`model` after a first look at the data: a perceptron has its activation; a first batch ran, and labels fit.
+
+    Raises NoModel, ModelDoesNotRun and BadData where that is not so.
+    """
+    model = settled(model, examples, rows)
+    check_labels(examples, model.check(examples.batch(rows[:2])).shape[-1])
+    return model
 
 
 def evaluate(

@@ -164,6 +164,13 @@ def open_model(path: Path, network: Network) -> Model:
     raise NoModel(f"{label} holds weights but not the network that uses them. {hint}")
 
 
+def open_reference(path: Path, network: Network) -> Model:
+    """The model that others are held against. An exported one has a graph of its own: --arch is for the others."""
+    source = open_source(path, key=network.key)
+    source.close()
+    return open_model(path, Network() if source.container == "pt2" else network)
+
+
 def _with_arch(path: Path, network: Network, arch: str) -> Model:
     """The network that --arch names, with the weights of the checkpoint at `path`."""
     place = Path(arch)
