@@ -110,31 +110,40 @@ class Sums:
 
     def add(self, scores: Tensor, labels: Tensor | None, reference: Tensor | None, counted: Tensor | None) -> None:
         """Take in the scores of a batch, [..., classes]; labels [...]; `counted` [...] says which positions count."""
-        log_p = scores.flatten(0, -2).log_softmax(dim=-1)
-        kept = torch.ones(len(log_p), dtype=torch.bool) if counted is None else counted.flatten()
+        flat = scores.flatten(0, -2)
+        log_p = flat.log_softmax(dim=-1)
+        kept = torch.ones(len(flat), dtype=torch.bool) if counted is None else counted.flatten()
         finite = ~log_p[:, 0].isnan()  # one NaN, or one infinity above, makes NaN of the whole row
         self.nonfinite += int((kept & ~finite).sum())
-        log_q = None if reference is None else reference.flatten(0, -2).log_softmax(dim=-1)
+        theirs = None if reference is None else reference.flatten(0, -2)
+        log_q = None if theirs is None else theirs.log_softmax(dim=-1)
         if labels is not None:
-            self._add_labelled(log_p, labels.flatten(), log_q, finite)
-        if log_q is not None:
+            places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+            wanted = labels.flatten()[places]
+            self._add_labelled(flat[places], log_p[places], wanted, finite[places])
+            if log_q is not None:
+                self.reference_nats -= _sum_at(log_q[places], wanted)
+        if theirs is not None and log_q is not None:
             self.positions += int(kept.sum())
-            same = log_p.argmax(1) == log_q.argmax(1)
-            self.agreed += int((same & kept & finite & ~log_q[:, 0].isnan()).sum())
+            same = (flat.argmax(1) == theirs.argmax(1)) & finite & ~log_q[:, 0].isnan()
+            self.agreed += int((same & kept).sum())
             q = log_q.exp()
             kl = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(dim=1)  # 0 * log 0 is 0: a masked score
             self.kl += float(kl[kept].double().sum())
 
-    def _add_labelled(self, log_p: Tensor, labels: Tensor, log_q: Tensor | None, finite: Tensor) -> None:
-        places = (labels != IGNORED).nonzero().squeeze(1)
-        wanted, at, finite = labels[places], log_p[places], finite[places]
-        own = at.gather(1, wanted[:, None])
-        self.labels += len(wanted)
-        self.right += int(((at.argmax(1) == wanted) & finite).sum())
-        self.in_five += int((((at > own).sum(1) < 5) & finite).sum())
-        self.nats -= float(own.double().sum())
-        if log_q is not None:
-            self.reference_nats -= float(log_q[places].gather(1, wanted[:, None]).double().sum())
+    def _add_labelled(self, scores: Tensor, log_p: Tensor, labels: Tensor, finite: Tensor) -> None:
+        """`scores` [n, classes] decide, as rounding makes some logarithms equal; of equals the first is higher."""
+        own = scores.gather(1, labels[:, None])
+        first = torch.arange(scores.shape[1]) < labels[:, None]
+        rank = torch.where(first, scores >= own, scores > own).sum(dim=1)
+        self.labels += len(labels)
+        self.right += int(((rank == 0) & finite).sum())
+        self.in_five += int(((rank < 5) & finite).sum())
+        self.nats -= _sum_at(log_p, labels)
+
+
+def _sum_at(log_p: Tensor, labels: Tensor) -> float:
+    return float(log_p.gather(1, labels[:, None]).double().sum())
 
 
 def exp(nats: float) -> float:

@@ -149,7 +149,7 @@ def _images(path: Path) -> Images:
             min(crop) / min(size) if cropped and crop and size else float(config.get("crop_pct") or 1.0),
             PREPROCESSING,
         )
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BrokenCheckpoint(f"{inert(str(path))}: no preprocessing of pictures: {describe(error)}") from None
 
 
@@ -157,9 +157,10 @@ def _edges(size: Any) -> tuple[int, int] | None:
     """Height and width, of a number, of both, or of the shorter edge."""
     if not size:
         return None
-    named = size if isinstance(size, dict) else {"shortest_edge": size}
-    edge = named.get("shortest_edge")
-    return int(named.get("height", edge)), int(named.get("width", edge))
+    if not isinstance(size, dict):
+        return int(size), int(size)
+    height, width = (size[name] if name in size else size["shortest_edge"] for name in ("height", "width"))
+    return int(height), int(width)
 
 
 def _takes_positions(module: nn.Module, wanted: Wanted) -> None:
