@@ -222,6 +222,14 @@ def _alarm() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small network, its weights in every kind of file, and data, made once: see `tests/classifier.py`."""
+    from tests.classifier import make_classifier  # imports torch, which few tests need
+
+    return make_classifier(tmp_path_factory.mktemp("classifier"))
+
+
 @pytest.fixture
 def sample(tmp_path: Path) -> Callable[[str], Path]:
     """Copy a checkpoint of `sample_models/` into `tmp_path`: `sample("digits_mlp.pth")` is the path of the copy."""
