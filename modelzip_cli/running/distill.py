@@ -24,12 +24,14 @@ from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, evaluate, largest_class, use_threads
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
+from modelzip_cli.running.labels import check_labels
+from modelzip_cli.running.lesson import Lesson
 from modelzip_cli.running.model import Model, Network, open_model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import load_point, resume_path, save_point
 from modelzip_cli.running.student_file import student_bytes
 from modelzip_cli.running.students import Student, StudentSpec, calibration, make_student
-from modelzip_cli.running.training import Lesson, State, Trainer, better_temperature
+from modelzip_cli.running.training import State, Trainer, better_temperature
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.single import Settings, compress_file
 
@@ -131,7 +133,9 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     """Carry out `asked`: nothing is written before the student was trained, evaluated and has passed its gates."""
     started = time.monotonic()
     use_threads(where.threads)
-    check_output(where.teacher, where.output, force=where.force or where.resume, dry_run=False, make_folders=False)
+    for output in (where.output, where.quantized):
+        if output is not None:
+            check_output(where.teacher, output, force=where.force or where.resume, dry_run=False, make_folders=False)
     point = resume_path(where.output)
     if point.exists() and not (where.resume or where.force):
         raise OutputExists(f"{inert(str(point))}: a run was stopped here: --resume goes on from it, -f begins anew")
@@ -142,7 +146,7 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     tested = open_data(where.test, teacher.wanted, where.options) if where.test else examples
     tested_rows = chosen_rows(tested, None) if where.test else held
     teacher = settled(teacher, examples, train)
-    teacher.check(examples.batch(train[:2]))
+    check_labels(examples, teacher.check(examples.batch(train[:2])).shape[-1])
     watch.warnings += [*examples.warnings, *(tested.warnings if where.test else ())]
 
     def measure(model: Model, *, latency: bool = True) -> Evaluation:

@@ -89,5 +89,3 @@ def _giving(module: GraphModule, names: list[str]) -> GraphModule:
     end.args = ((scores, *(nodes[name] for name in names)),)
     graph.set_codegen(CodeGen())  # that of an export packs the outputs that there were
     return GraphModule(module, graph, class_name=type(module).__name__)
-
-
