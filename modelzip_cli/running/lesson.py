@@ -65,7 +65,7 @@ class Lesson:
 
 
 def choose_lesson(asked: Asked, teacher: Model, student: Model, examples: Examples, train: Rows) -> Lesson:
-    """Fill in the defaults. Raises UsageError for what the data do not allow, BadData where a batch cannot be filled."""
+    """Fill in the defaults. Raises UsageError for what the data do not allow, BadData for too few of them."""
     sequences = examples.a_label_a_position
     inputs = examples.batch(train[:1]).inputs[0]
     if asked.loss == "jacobian" and not inputs.is_floating_point():
@@ -92,13 +92,13 @@ def choose_lesson(asked: Asked, teacher: Model, student: Model, examples: Exampl
 
 
 def batch_size(asked: Asked, teacher: Model, student: Model, examples: Examples, count: int) -> int:
-    """Examples of a step: what an exported model is fixed to, else what was asked for, at most the `count` there are."""
+    """Examples of a step: what an exported model is fixed to, else what was asked for, at most `count`."""
     fixed = student.wanted.batch or teacher.wanted.batch
     if fixed is None:
         return min(asked.batch or (SEQUENCES if examples.a_label_a_position else BATCH), count)
     if fixed > count:
         raise BadData(
-            f"{examples.label}: {count} examples to learn from do not fill the batch of {fixed} that the exported model "
-            "is fixed to: give more, or export it with a dynamic batch"
+            f"{examples.label}: {count} examples to learn from do not fill the batch of {fixed} that the exported "
+            "model is fixed to: give more, or export it with a dynamic batch"
         )
     return fixed

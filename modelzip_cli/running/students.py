@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from modelzip_cli.errors import ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+from modelzip_cli.output import SUFFIXES
 from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
 from modelzip_cli.running.channel_trace import OUTPUT
 from modelzip_cli.running.channels import find_channels
-from modelzip_cli.running.cutting import Cut, cut_checked
+from modelzip_cli.running.cutting import CannotCut, Cut, cut_checked
 from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
@@ -95,7 +96,9 @@ def parse_student(text: str | None, ratio: float | None, arguments: Mapping[str,
         ratio,
     )
     if values:
-        raise UsageError(f"--student {inert(text)!r}: no {inert(next(iter(values)))!r}; there are {CUTS}")
+        word = next(iter(values))
+        hint = did_you_mean(word, ("width", "depth", "layers"))
+        raise UsageError(f"--student {inert(text)!r}: no {inert(word)!r}; there are {CUTS}{hint}")
     if spec.depth is not None and spec.layers is not None:
         raise UsageError(f"--student {inert(text)!r}: depth and layers exclude each other")
     if spec.width is not None and ratio is not None:
@@ -239,7 +242,10 @@ def _narrow(
         assert spec.ratio is not None
         width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
     keep = choose(module, channels, width, importance=importance)
-    made = cut_checked(module, channels, keep, batches()[0].inputs)
+    try:
+        made = cut_checked(module, channels, keep, batches()[0].inputs)
+    except CannotCut as error:
+        raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
     return made.module, _notes(made, width)
 
 
@@ -284,21 +290,29 @@ def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> St
     path = Path(spec.arch)
     notes: tuple[str, ...] = ()
     if path.exists() and path.suffix != ".py":
-        own = Network() if path.is_dir() or path.suffix == ".pt2" else network
-        if own.arch is None and teacher.is_graph and path.suffix != ".pt2" and not path.is_dir():
-            own = Network(arch=teacher.label)
-        model = open_model(path, own)
-        if kind == "strong":
-            notes = (_copy_weights(teacher, model, spec),) if model.parameters != teacher.parameters else ()
+        model = open_model(path, _network_of(path, spec, teacher, network))
+        is_teachers = kind == "strong" and model.parameters != teacher.parameters
+    elif path.suffix in (".pt2", *SUFFIXES):
+        raise FileNotThere(f"--student {inert(spec.arch)}: does not exist")
     else:
         module = build(spec.arch, spec.arguments)
         model = Model(module, inert(spec.arch), inert(spec.arch), wanted_by(module), 0)
-        if kind == "strong":
-            notes = (_copy_weights(teacher, model, spec),)
+        is_teachers = kind == "strong"
+    if is_teachers:
+        notes = (_copy_weights(teacher, model, spec),)
     model = replace(model, module=copy.deepcopy(model.module), bytes=0)
     for parameter in model.module.parameters():
         parameter.requires_grad_(True)
     return Student(model, notes)
+
+
+def _network_of(path: Path, spec: StudentSpec, teacher: Model, network: Network) -> Network:
+    """What runs a checkpoint that --student names: itself, the teacher's --arch with other arguments, its graph."""
+    if path.is_dir() or path.suffix == ".pt2":
+        return Network()
+    if network.arch is None and teacher.is_graph:
+        return Network(arch=teacher.label)
+    return replace(network, arguments=spec.arguments or network.arguments)
 
 
 def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
