@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from modelzip_cli.errors import BadOption, UsageError, inert
@@ -76,7 +77,11 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Without the warnings of torch about itself, which nobody who compresses a model can act on."""
-    with warnings.catch_warnings():
+    """Without the warnings of torch about itself, which nobody who compresses a model can act on.
+
+    Code of the user's own runs meanwhile: what it prints goes to standard error, for the report alone is on standard
+    output.
+    """
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield

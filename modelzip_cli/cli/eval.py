@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,9 +84,8 @@ def eval_(
     started = time.monotonic()
     with quiet_torch():
         from modelzip_cli.running.data import open_data
-        from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate, use_threads
-        from modelzip_cli.running.model import open_model
-        from modelzip_cli.running.perceptron import settled
+        from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate, prepared, use_threads
+        from modelzip_cli.running.model import open_model, open_reference
 
         use_threads(threads)
         gates = tuple(parse_gate(text, METRICS) for text in fail_under or ())
@@ -99,69 +99,75 @@ def eval_(
             tokenizer=tokenizer,
             skip_bad=skip_bad,
         )
-        standard = open_model(reference, network) if reference is not None else None
-        found: list[tuple[Model, Evaluation, tuple[Gate, ...]]] = []
-        warned: list[str] = []
+        standard = open_reference(reference, network) if reference is not None else None
+        found: list[Outcome] = []
         before = None
         with examples_progress(shown=not no_progress) as begin:
             for path in paths:
                 model = open_model(path, network)
                 examples = open_data(data, model.wanted, options)
                 rows = chosen_rows(examples, limit, seed)
-                model = settled(model, examples, rows)
-                model.check(examples.batch(rows[:2]))
-                warned = [*dict.fromkeys([*warned, *examples.warnings])]
+                model = prepared(model, examples, rows)
                 if standard is not None and before is None:
-                    before = evaluate(
-                        standard, examples, rows, reference=standard, advance=begin(standard.label, len(rows))
-                    )
+                    standard = prepared(standard, examples, rows)
+                    advance = begin(standard.label, len(rows))
+                    before = evaluate(standard, examples, rows, reference=standard, advance=advance)
                 result = evaluate(model, examples, rows, reference=standard, advance=begin(model.label, len(rows)))
-                found.append((model, result, check_gates(gates, result)))
+                warned = [*examples.warnings, *_doubts(standard, before), *_doubts(model, result)]
+                found.append(Outcome(path, model, result, check_gates(gates, result), warned))
 
     def values() -> dict[str, Any]:
         from modelzip_cli.report import SCHEMA_VERSION
 
         seconds = time.monotonic() - started
-        runs = [
-            _run(path, model, result, passed, before, examples.label, warned, seconds)
-            for path, (model, result, passed) in zip(paths, found, strict=True)
-        ]
+        runs = [_run(outcome, before, examples.label, key, seconds) for outcome in found]
         return runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
 
     def blocks() -> list[Any]:
         from modelzip_cli.pages.evaluation import evaluation_blocks
 
         table = [(standard.label, before)] if standard is not None and before is not None else []
-        table += [(model.label, result) for model, result, _ in found]
+        table += [(outcome.model.label, outcome.result) for outcome in found]
         what = "sequences" if examples.a_label_a_position else "examples"
         pairs = [
-            ("network", ", ".join(dict.fromkeys(model.rung for model, _, _ in found))),
+            ("network", ", ".join(dict.fromkeys(outcome.model.rung for outcome in found))),
             ("latency", f"median of a batch, {threads} thread{'s' if threads > 1 else ''}"),
         ]
-        passed = [gate for _, _, gates in found for gate in gates]
-        return evaluation_blocks(f"{examples.label}: {found[0][1].examples:,} {what}", table, pairs, passed, warned)
+        passed = [gate for outcome in found for gate in outcome.gates]
+        warned = [*dict.fromkeys(warning for outcome in found for warning in outcome.warnings)]
+        return evaluation_blocks(f"{examples.label}: {found[0].result.examples:,} {what}", table, pairs, passed, warned)
 
     show(chosen, values, blocks)
     write_reports(files, values, blocks)
     _raise_for(found)
 
 
-def _run(
-    path: Path,
-    model: Model,
-    result: Evaluation,
-    gates: tuple[Gate, ...],
-    before: Evaluation | None,
-    data: str,
-    warned: list[str],
-    seconds: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one of the paths."""
+
+    path: Path
+    model: Model
+    result: Evaluation
+    gates: tuple[Gate, ...]
+    warnings: list[str]
+
+
+def _doubts(model: Model | None, result: Evaluation | None) -> list[str]:
+    """What is to be known of a result before it is believed."""
+    if model is None or result is None or not result.nonfinite:
+        return []
+    what = "positions" if result.sequences else "examples"
+    return [f"{model.label}: scores of {result.nonfinite:,} {what} are NaN or infinite; they count as wrong"]
+
+
+def _run(outcome: Outcome, before: Evaluation | None, data: str, key: str | None, seconds: float) -> dict[str, Any]:
     from modelzip_cli import __version__
     from modelzip_cli.report import SCHEMA_VERSION
     from modelzip_cli.reporting import describe_source, peak_rss
     from modelzip_cli.source import open_source
 
-    source = open_source(path)
+    source = open_source(outcome.path, key=key)
     side = describe_source(source)
     source.close()
     return {
@@ -170,22 +176,26 @@ def _run(
         "command": "eval",
         "source": side.to_json(source=True),
         "output": None,
-        "network": model.rung,
+        "network": outcome.model.rung,
         "data": data,
-        "evaluation": {"before": before.to_json() if before else None, "after": result.to_json()},
-        "gates": [vars(gate) for gate in gates],
-        "warnings": warned,
+        "evaluation": {"before": before.to_json() if before else None, "after": outcome.result.to_json()},
+        "gates": [vars(gate) for gate in outcome.gates],
+        "warnings": outcome.warnings,
         "timing": {"seconds": round(seconds, 3), "peak_rss_bytes": peak_rss()},
     }
 
 
-def _raise_for(found: list[tuple[Model, Evaluation, tuple[Gate, ...]]]) -> None:
+def _raise_for(found: list[Outcome]) -> None:
     from modelzip_cli.errors import GateFailed
+    from modelzip_cli.running.evaluate import NEEDED
 
-    for model, _, gates in found:
-        for gate in gates:
+    for outcome in found:
+        for gate in outcome.gates:
             if not gate.passed:
                 reached = (
-                    "is not known: it needs labels or --reference" if gate.value is None else f"is {gate.value:.4f}"
+                    f"is not known: it needs {NEEDED[gate.metric]}, and scores that are numbers"
+                    if gate.value is None
+                    else f"is {gate.value:.4f}"
                 )
-                raise GateFailed(f"{model.label}: {gate.metric} {reached}, the limit {gate.limit:g}", reported=True)
+                message = f"{outcome.model.label}: {gate.metric} {reached}, the limit {gate.limit:g}"
+                raise GateFailed(message, reported=True)

@@ -6,10 +6,9 @@ taken for such a name.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import inspect
 import json
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,13 +35,15 @@ def parse_arch_args(text: str | None) -> dict[str, Any]:
 
 
 def build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call what `arch` names with `arguments`; it must give a module. Its prints go to standard error.
+    """Call what `arch` names with `arguments`; it must give a module.
 
     Raises UsageError where nothing of the kind is named, UserCodeFailed for what the code raises.
     """
     factory = _factory(arch)
     if isinstance(factory, nn.Module):
-        return factory
+        if arguments:
+            raise UsageError(f"{inert(arch)}: is a network already and takes no --arch-args")
+        return copy.deepcopy(factory)  # a reference with other weights may be made of it, too
     if not callable(factory):
         raise UsageError(f"{inert(arch)}: is no class or function that makes a network")
     module = _call(factory, arguments, arch)
@@ -66,8 +67,7 @@ def build_on_meta(arch: str, arguments: Mapping[str, Any]) -> nn.Module | None:
 def _factory(arch: str) -> Any:
     if not is_import_path(arch):
         raise UsageError(f"{inert(arch)}: names no network; {FORMS}")
-    with contextlib.redirect_stdout(sys.stderr):
-        return import_object(arch)
+    return import_object(arch)
 
 
 def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) -> Any:
@@ -81,9 +81,8 @@ def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) 
     except ValueError:  # a built-in without a signature
         pass
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return factory(**arguments)
-    except Exception as error:
+        return factory(**arguments)
+    except (Exception, SystemExit) as error:
         raise failed(arch, error) from error
 
 

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelzip_cli.errors import BadData, inert
+from modelzip_cli.errors import BadData
 from modelzip_cli.report import Gate, finite, significant
 from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, order
-from modelzip_cli.running.labels import check_range
+from modelzip_cli.running.labels import check_labels, check_range
 from modelzip_cli.running.model import Model
+from modelzip_cli.running.perceptron import settled
 
-METRICS = ("accuracy", "agreement", "perplexity-ratio")  # what --fail-under knows: the higher the better
+NEEDED = {"accuracy": "labels", "agreement": "--reference", "perplexity-ratio": "labels and --reference"}
+METRICS = tuple(NEEDED)  # what --fail-under knows, and what it takes to know it: the higher the better
 BATCH = 256  # examples at a time
-POSITIONS = 16_384  # and at most this many positions: a language model gives scores for every token at each
+VALUES = 1 << 24  # and at most so many numbers going in or coming out: a language model scores every token everywhere
 LATENCY_RUNS, LATENCY_BATCHES = 30, (1, 32)
+LARGEST_EXPONENT = 709.0
 LATENCY_SECONDS = 20.0  # after which a slow model is not run again
 
 Advance = Callable[[int], None]  # told how many examples more are done
@@ -50,11 +53,12 @@ class Evaluation:
     bytes: int = 0
     latency: dict[int, float] = field(default_factory=dict)
     sequences: bool = False  # whether every position has a label
+    nonfinite: int = 0  # scores, of examples or positions, with NaN or infinity: they are never right and never agree
 
     @property
     def perplexity(self) -> float | None:
         """exp(nats)."""
-        return None if self.nats is None else math.exp(min(self.nats, 700.0))
+        return None if self.nats is None else exp(self.nats)
 
     @property
     def accuracy_error(self) -> float | None:
@@ -102,29 +106,59 @@ class Sums:
     reference_nats: float = 0.0
     agreed: int = 0
     kl: float = 0.0
+    nonfinite: int = 0
 
     def add(self, scores: Tensor, labels: Tensor | None, reference: Tensor | None, counted: Tensor | None) -> None:
         """Take in the scores of a batch, [..., classes]; labels [...]; `counted` [...] says which positions count."""
-        log_p = scores.flatten(0, -2).log_softmax(dim=-1)
-        kept = torch.ones(len(log_p), dtype=torch.bool) if counted is None else counted.flatten()
+        flat = scores.flatten(0, -2)
+        log_p = flat.log_softmax(dim=-1)
+        kept = torch.ones(len(flat), dtype=torch.bool) if counted is None else counted.flatten()
+        finite = ~log_p[:, 0].isnan()  # one NaN, or one infinity above, makes NaN of the whole row
+        self.nonfinite += int((kept & ~finite).sum())
+        theirs = None if reference is None else reference.flatten(0, -2)
+        log_q = None if theirs is None else theirs.log_softmax(dim=-1)
         if labels is not None:
-            wanted = labels.flatten()
-            places = (wanted != IGNORED).nonzero().squeeze(1)
-            wanted, at = wanted[places], log_p[places]
-            own = at.gather(1, wanted[:, None])
-            self.labels += len(wanted)
-            self.right += int((at.argmax(1) == wanted).sum())
-            self.in_five += int(((at > own).sum(1) < 5).sum())
-            self.nats -= float(own.double().sum())
-            if reference is not None:
-                theirs = reference.flatten(0, -2)[places].log_softmax(dim=-1).gather(1, wanted[:, None])
-                self.reference_nats -= float(theirs.double().sum())
-        if reference is not None:
-            log_q = reference.flatten(0, -2).log_softmax(dim=-1)
+            places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+            wanted = labels.flatten()[places]
+            self._add_labelled(flat[places], log_p[places], wanted, finite[places])
+            if log_q is not None:
+                self.reference_nats -= _sum_at(log_q[places], wanted)
+        if theirs is not None and log_q is not None:
             self.positions += int(kept.sum())
-            self.agreed += int(((log_p.argmax(1) == log_q.argmax(1)) & kept).sum())
-            kl = (log_q.exp() * (log_q - log_p)).nan_to_num(0.0).sum(dim=1)  # 0 * -inf: a masked score
+            same = (flat.argmax(1) == theirs.argmax(1)) & finite & ~log_q[:, 0].isnan()
+            self.agreed += int((same & kept).sum())
+            q = log_q.exp()
+            kl = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(dim=1)  # 0 * log 0 is 0: a masked score
             self.kl += float(kl[kept].double().sum())
+
+    def _add_labelled(self, scores: Tensor, log_p: Tensor, labels: Tensor, finite: Tensor) -> None:
+        """`scores` [n, classes] decide, as rounding makes some logarithms equal; of equals the first is higher."""
+        own = scores.gather(1, labels[:, None])
+        first = torch.arange(scores.shape[1]) < labels[:, None]
+        rank = torch.where(first, scores >= own, scores > own).sum(dim=1)
+        self.labels += len(labels)
+        self.right += int(((rank == 0) & finite).sum())
+        self.in_five += int(((rank < 5) & finite).sum())
+        self.nats -= _sum_at(log_p, labels)
+
+
+def _sum_at(log_p: Tensor, labels: Tensor) -> float:
+    return float(log_p.gather(1, labels[:, None]).double().sum())
+
+
+def exp(nats: float) -> float:
+    """exp, infinite where it passes the largest float."""
+    return math.exp(nats) if not nats > LARGEST_EXPONENT else math.inf
+
+
+def prepared(model: Model, examples: Examples, rows: Rows) -> Model:
+    """`model` after a first look at the data: a perceptron has its activation; a first batch ran, and labels fit.
+
+    Raises NoModel, ModelDoesNotRun and BadData where that is not so.
+    """
+    model = settled(model, examples, rows)
+    check_labels(examples, model.check(examples.batch(rows[:2])).shape[-1])
+    return model
 
 
 def evaluate(
@@ -138,7 +172,7 @@ def evaluate(
 ) -> Evaluation:
     """Run `model` over the examples at `rows`, and `reference` beside it. Nothing of the data is kept in memory.
 
-    Raises BadData where labels or tokens do not fit the model.
+    Raises BadData where labels do not fit the model, ModelDoesNotRun where a batch makes it fail.
     """
     sums, classes = Sums(), 0
     first: Batch | None = None
@@ -150,42 +184,59 @@ def evaluate(
             if batch.labels is not None:
                 check_range(batch.labels.numpy(), classes, examples, at.tolist())
             theirs = None if reference is None else scores if reference is model else reference.scores(batch)
-            if theirs is not None and theirs.shape != scores.shape:
+            if reference is not None and theirs is not None and theirs.shape != scores.shape:
                 raise BadData(
-                    f"{inert(reference.label) if reference else ''}: gives {theirs.shape[-1]} scores where "
-                    f"{model.label} gives {classes}: the two have other classes, or tokens of another tokenizer"
+                    f"{reference.label}: gives {theirs.shape[-1]} scores where {model.label} gives {classes}: the two "
+                    "have other classes, or tokens of another tokenizer"
                 )
             sums.add(scores, batch.labels, theirs, counted_positions(batch, scores))
             advance(len(scores))
     assert first is not None
-    labelled = sums.labels > 0
-    nats = sums.nats / sums.labels if labelled else None
     return Evaluation(
         examples=len(rows),
         labels=sums.labels,
-        accuracy=sums.right / sums.labels if labelled else None,
-        top5=sums.in_five / sums.labels if labelled and classes > 5 else None,
-        nats=nats,
-        agreement=sums.agreed / sums.positions if reference else None,
-        kl=max(0.0, sums.kl / sums.positions) if reference else None,
-        perplexity_ratio=math.exp(sums.reference_nats / sums.labels - nats) if reference and nats is not None else None,
+        **_figures(sums, classes, compared=reference is not None),
         parameters=model.parameters,
         bytes=model.bytes,
         latency=measure_latency(model, first) if latency else {},
         sequences=examples.a_label_a_position,
+        nonfinite=sums.nonfinite,
     )
 
 
+def _figures(sums: Sums, classes: int, *, compared: bool) -> dict[str, float | None]:
+    """Sums as means; None where nothing was summed."""
+    nats = sums.nats / sums.labels if sums.labels else None
+    return {
+        "accuracy": sums.right / sums.labels if sums.labels else None,
+        "top5": sums.in_five / sums.labels if sums.labels and classes > 5 else None,
+        "nats": nats,
+        "agreement": sums.agreed / sums.positions if sums.positions else None,
+        "kl": max(sums.kl / sums.positions, 0.0) if sums.positions else None,  # in this order NaN stays
+        "perplexity_ratio": exp(sums.reference_nats / sums.labels - nats) if compared and nats is not None else None,
+    }
+
+
 def batches(examples: Examples, rows: Rows, model: Model) -> Iterator[tuple[Rows, Batch]]:
-    """The examples at `rows` in their order, as many at a time as fit, and which these are; the last batch is short."""
+    """The examples at `rows` in their order, as many at a time as fit, and which these are; the last batch is short.
+
+    A model with a fixed batch size gets batches of it. Texts differ in length, and a batch is as long as its longest.
+    """
     size = model.wanted.batch or BATCH
+    outputs = 1
     if model.wanted.batch is None:
-        probe = examples.batch(rows[:1])
-        if not probe.inputs[0].is_floating_point():
-            size = max(1, min(BATCH, POSITIONS // max(1, probe.inputs[0].numel())))
-    for start in range(0, len(rows), size):
+        scores = model.scores(examples.batch(rows[:1]))
+        outputs = scores.shape[-1] if scores.ndim == 3 else 1
+    start = 0
+    while start < len(rows):
         taken = rows[start : start + size]
-        yield taken, examples.batch(taken)
+        batch = examples.batch(taken)
+        most = max(1, VALUES // max(1, batch.inputs[0][0].numel() * outputs))
+        if model.wanted.batch is None and len(taken) > most:
+            size = most
+            continue
+        yield taken, batch
+        start += len(taken)
 
 
 def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
@@ -233,8 +284,12 @@ def largest_class(examples: Examples, rows: Rows) -> float | None:
 
 def check_gates(gates: tuple[tuple[str, float], ...], found: Evaluation) -> tuple[Gate, ...]:
     """Hold a result against its gates; a metric that is not known does not pass."""
-    values = [(metric, limit, found.metric(metric)) for metric, limit in gates]
+    values = [(metric, limit, _known(found.metric(metric))) for metric, limit in gates]
     return tuple(Gate(metric, limit, value, value is not None and value >= limit) for metric, limit, value in values)
+
+
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def use_threads(threads: int) -> None:

@@ -30,8 +30,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.jso
 MOST_CONFIG = 10_000_000
 
 
-def open_hugging_face(directory: Path, weights: Path) -> Model:
-    """The model of `directory`'s configuration with the weights of the checkpoint at `weights`.
+def open_hugging_face(directory: Path, weights: Path, *, key: str | None = None) -> Model:
+    """The model of `directory`'s configuration with the weights of the checkpoint at `weights`, `key` of a nested one.
 
     Raises MissingExtra without transformers, UsageError where it has no such class, UnsafeInput where only code from
     the directory would do, WrongArchitecture where the weights do not fit.
@@ -59,11 +59,13 @@ def open_hugging_face(directory: Path, weights: Path) -> Model:
         raise ModelDoesNotRun(f"{label}: transformers cannot build {inert(names[0])}: {describe(error)}") from error
     module.float()
     ignored = (*_patterns(module, "missing"), *_patterns(module, "unexpected"))
-    load_weights(module, load_file(weights), inert(str(weights)), f"{names[0]} of {label}", ignored=ignored)
+    load_weights(module, load_file(weights, key=key), inert(str(weights)), f"{names[0]} of {label}", ignored=ignored)
     module.eval()
-    wanted = replace(_wanted(directory, config, settings), positions="CausalLM" in names[0] or "LMHead" in names[0])
+    wanted = replace(
+        _wanted(directory, config, settings, module), positions="CausalLM" in names[0] or "LMHead" in names[0]
+    )
     _takes_positions(module, wanted)
-    source = open_source(weights)
+    source = open_source(weights, key=key)
     size = source.file.size
     source.close()
     return Model(module, inert(str(weights)), f"{names[0]} of transformers", wanted, size)
@@ -106,21 +108,24 @@ def _patterns(module: nn.Module, which: str) -> tuple[str, ...]:
     return tuple(getattr(module, f"_keys_to_ignore_on_load_{which}", None) or ())
 
 
-def _wanted(directory: Path, config: Mapping[str, Any], settings: Any) -> Wanted:
+def _wanted(directory: Path, config: Mapping[str, Any], settings: Any, module: nn.Module) -> Wanted:
     classes = _classes(config)
     if (directory / PREPROCESSING).is_file():
-        return Wanted(shape=(3, None, None), images=_images(read_json(directory / PREPROCESSING)), classes=classes)
-    context = getattr(settings, "max_position_embeddings", None)
-    context = context if isinstance(context, int) and context > 0 else None
+        channels = getattr(settings, "num_channels", 3)
+        return Wanted(shape=(channels, None, None), images=_images(directory / PREPROCESSING), classes=classes)
     has_one = any((directory / name).is_file() for name in TOKENIZERS)
     tokenizer = open_tokenizer(str(directory)) if has_one else None
-    return Wanted(
-        "tokens",
-        inputs=2,
-        tokenizer=tokenizer,
-        context=context,
-        classes=classes,
-    )
+    return Wanted("tokens", inputs=2, tokenizer=tokenizer, context=_context(settings, module), classes=classes)
+
+
+def _context(settings: Any, module: nn.Module) -> int | None:
+    """The most tokens that a model takes. RoBERTa and its kin count positions from behind that of the padding."""
+    most = getattr(settings, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return None
+    tables = [part for name, part in module.named_modules() if name.endswith("position_embeddings")]
+    taken = [part.padding_idx + 1 for part in tables if isinstance(part, nn.Embedding) and part.padding_idx is not None]
+    return most - max(taken, default=0)
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -130,19 +135,32 @@ def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(str(named[str(place)]) for place in range(len(named)))
 
 
-def _images(config: Mapping[str, Any]) -> Images:
-    size = config.get("crop_size") or config.get("size") or {}
-    edge = size.get("shortest_edge") if isinstance(size, dict) else size
-    height = size.get("height", edge) if isinstance(size, dict) else size
-    width = size.get("width", edge) if isinstance(size, dict) else size
-    normal = config.get("do_normalize", True)
-    return Images(
-        (int(height), int(width)) if height and width else None,
-        tuple(map(float, config["image_mean"])) if normal and config.get("image_mean") else None,
-        tuple(map(float, config["image_std"])) if normal and config.get("image_std") else None,
-        float(config.get("crop_pct") or 1.0),
-        PREPROCESSING,
-    )
+def _images(path: Path) -> Images:
+    """What a preprocessor's configuration says of pictures. Raises BrokenCheckpoint."""
+    config = read_json(path)
+    try:
+        normal = config.get("do_normalize", True)
+        size, crop = _edges(config.get("size")), _edges(config.get("crop_size"))
+        cropped = crop is not None and size is not None and config.get("do_center_crop", True)
+        return Images(
+            crop or size,
+            tuple(map(float, config["image_mean"])) if normal and config.get("image_mean") else None,
+            tuple(map(float, config["image_std"])) if normal and config.get("image_std") else None,
+            min(crop) / min(size) if cropped and crop and size else float(config.get("crop_pct") or 1.0),
+            PREPROCESSING,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise BrokenCheckpoint(f"{inert(str(path))}: no preprocessing of pictures: {describe(error)}") from None
+
+
+def _edges(size: Any) -> tuple[int, int] | None:
+    """Height and width, of a number, of both, or of the shorter edge."""
+    if not size:
+        return None
+    if not isinstance(size, dict):
+        return int(size), int(size)
+    height, width = (size[name] if name in size else size["shortest_edge"] for name in ("height", "width"))
+    return int(height), int(width)
 
 
 def _takes_positions(module: nn.Module, wanted: Wanted) -> None:

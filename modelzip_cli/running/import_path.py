@@ -35,7 +35,7 @@ def import_object(path: str) -> Any:
         imported = _import_file(Path(file)) if file else _import_module(module)
     except ModelzipError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(path, error) from error
     if not hasattr(imported, name):
         names = [known for known in dir(imported) if not known.startswith("_")]
@@ -43,8 +43,13 @@ def import_object(path: str) -> Any:
     return getattr(imported, name)
 
 
-def failed(path: str, error: Exception) -> UserCodeFailed:
+def failed(path: str, error: BaseException) -> UserCodeFailed:
     """The error of a user's code, in a line."""
+    if isinstance(error, SystemExit):
+        return UserCodeFailed(
+            f"{inert(path)}: ends the program (sys.exit, or arguments that it reads itself): put what it does as a "
+            "program under if __name__ == '__main__':"
+        )
     reason = inert(str(error).strip().split("\n")[0], longest=200)
     return UserCodeFailed(f"{inert(path)}: {type(error).__name__}: {reason}; --debug shows where")
 

@@ -8,6 +8,7 @@ activation it has. Names and shapes must fit exactly, and the first batch must r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from modelzip_cli import load_file
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
+from modelzip_cli.errors import BadData, FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.running.architecture import build, build_on_meta, describe
 from modelzip_cli.running.graph import set_training
@@ -27,6 +28,7 @@ from modelzip_cli.running.perceptron import Perceptron, find_chain
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.source import Checkpoint, open_source
 
+NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 OUTPUT_NAMES = ("logits", "last_hidden_state", "out")  # of what models return instead of a tensor
 
 
@@ -70,28 +72,41 @@ class Model:
         return self.run(full)[:count]
 
     def run(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Call the network; what it returns may be a tensor, or have one of scores in it."""
-        return scores_in(self.module(*inputs)).float()
-
-    def check(self, batch: Batch) -> Tensor:
-        """Run a first batch. Raises ModelDoesNotRun that says what went wrong and with which input."""
-        given = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {[*x.shape]}" for x in batch.inputs)
+        """Call the network; what it returns may be a tensor, or have one of scores in it. Raises ModelDoesNotRun."""
         try:
-            with torch.inference_mode():
-                scores = self.scores(batch)
+            return scores_in(self.module(*inputs)).float()
         except ModelzipError as error:
             raise ModelDoesNotRun(f"{self.label}: {error}") from None
         except Exception as error:
             raise ModelDoesNotRun(
-                f"{self.label}: the model fails on its first batch, {given}: {describe(error)}; "
-                "the data are of another kind or shape than it was made for"
+                f"{self.label}: the model fails on {_described(inputs)}: {describe(error)}; are the data of the kind, "
+                f"shape{' and tokens' if self.wanted.kind == 'tokens' else ''} that it was made for?"
             ) from error
+
+    def check(self, batch: Batch) -> Tensor:
+        """Run a first batch. Raises ModelDoesNotRun for what is no score, BadData for labels that are not for these."""
+        with torch.inference_mode():
+            scores = self.scores(batch)
         if scores.ndim not in (2, 3) or len(scores) != len(batch.inputs[0]):
             raise ModelDoesNotRun(
-                f"{self.label}: for {given} the model gives {[*scores.shape]}, which is no score for every class: "
-                "[batch, classes] or [batch, time, tokens]"
+                f"{self.label}: for {_described(batch.inputs)} the model gives {[*scores.shape]}, which is no score "
+                "for every class: [batch, classes] or [batch, time, tokens]"
+            )
+        if batch.labels is not None and batch.labels.shape != scores.shape[:-1]:
+            raise BadData(
+                f"{self.label}: gives scores {[*scores.shape]}, which labels {[*batch.labels.shape]} do not go with: a "
+                "classifier needs a label for each example (y in .npz), a language model one for each position"
             )
         return scores
+
+
+def _described(inputs: tuple[Tensor, ...]) -> str:
+    """Inputs as a message shows them: `float32 [2, 1, 28, 28]`, or `int64 [2, 64] of 0 to 96`."""
+    shown = []
+    for x in inputs:
+        values = "" if x.is_floating_point() or not x.numel() else f" of {int(x.min())} to {int(x.max())}"
+        shown.append(f"{str(x.dtype).removeprefix('torch.')} {[*x.shape]}{values}")
+    return ", ".join(shown)
 
 
 def scores_in(output: Any) -> Tensor:
@@ -120,7 +135,7 @@ def open_model(path: Path, network: Network) -> Model:
     """The model whose weights are in the checkpoint at `path`.
 
     Raises NoModel where nothing says what the network is, WrongArchitecture where it does not fit the weights,
-    UnsafeInput for a `.pt2` with code in it, and what reading a checkpoint raises.
+    UnsafeInput for a `.pt2` with code in it, UsageError for a stream, and what reading a checkpoint raises.
     """
     if path == STANDARD:
         raise UsageError("a model that runs cannot be read from standard input: name a file")
@@ -150,22 +165,29 @@ def open_model(path: Path, network: Network) -> Model:
     raise NoModel(f"{label} holds weights but not the network that uses them. {hint}")
 
 
+def open_reference(path: Path, network: Network) -> Model:
+    """The model that others are held against. An exported one has a graph of its own: --arch is for the others."""
+    source = open_source(path, key=network.key)
+    source.close()
+    return open_model(path, Network() if source.container == "pt2" else network)
+
+
 def _with_arch(path: Path, network: Network, arch: str) -> Model:
     """The network that --arch names, with the weights of the checkpoint at `path`."""
     place = Path(arch)
+    shown = f"--arch {inert(arch)}"
+    if network.arguments and (place.is_dir() or place.suffix == ".pt2"):
+        raise UsageError(f"{shown}: takes no --arch-args; they are for classes and functions")
     if place.is_dir():
         from modelzip_cli.running.hugging_face import open_hugging_face
 
-        return open_hugging_face(place, weights=path)
+        return open_hugging_face(place, weights=path, key=network.key)
     source = open_source(path, key=network.key)
     size, label = source.file.size, source.file.label
     source.close()
-    shown = f"--arch {inert(arch)}"
     if place.suffix == ".pt2":
         if not place.is_file():
             raise FileNotThere(f"{shown}: does not exist")
-        if network.arguments:
-            raise UsageError(f"{shown}: an exported graph takes no --arch-args")
         model = _exported(place)
         load_weights(model.module, load_file(path, key=network.key), label, shown)
         return replace(model, label=label, bytes=size, rung=f"the graph of {inert(place.name)}")
@@ -173,15 +195,16 @@ def _with_arch(path: Path, network: Network, arch: str) -> Model:
     sketch = build_on_meta(arch, network.arguments)
     if sketch is not None:
         load_weights_on_meta(sketch, tensors, label, shown)
-    module = build(arch, network.arguments)
-    load_weights(module, tensors, label, shown)
+    module = build(arch, network.arguments).float()  # as data come; a CPU computes little in shorter floats
+    load_weights(module, tensors, label, shown, takes_arguments=True)
     set_training(module, False)
     return Model(module, label, inert(arch), wanted_by(module), size)
 
 
 def load_weights_on_meta(sketch: nn.Module, tensors: Mapping[str, Tensor], label: str, shown: str) -> None:
     """Check names and shapes against a network without memory, before one with memory is made."""
-    load_weights(sketch, {name: tensor.to("meta") for name, tensor in tensors.items()}, label, shown)
+    on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    load_weights(sketch, on_meta, label, shown, takes_arguments=True)
 
 
 def _exported(path: Path) -> Model:
@@ -225,11 +248,14 @@ def _hint(source: Checkpoint) -> str:
 
 def _told_by(source: Checkpoint) -> str:
     """The `--arch` that a student of ours was made with, as text to show: no code from a file is ever run."""
-    from modelzip_cli.running.students import NOTE, arch_of
-
     tree = source.outer.tree if source.outer else None  # a torch file has it beside the weights
-    beside = tree.get(NOTE) if isinstance(tree, dict) else None
-    return arch_of({NOTE: beside} if isinstance(beside, str) else source.metadata)
+    note = tree.get(NOTE) if isinstance(tree, dict) else source.metadata.get(NOTE)
+    try:
+        recipe = json.loads(note) if isinstance(note, str) else {}
+        arguments = f" --arch-args '{json.dumps(recipe['arch_args'])}'" if recipe.get("arch_args") else ""
+        return inert(f"--arch {recipe['arch']}{arguments}", longest=200) if "arch" in recipe else ""
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
 
 
 def wanted_by(module: nn.Module) -> Wanted:

@@ -6,6 +6,7 @@ right one; without labels, or for any other shape of network, nothing is guessed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelzip_cli.errors import NoModel
-from modelzip_cli.running.inputs import Batch, Examples, Rows
+from modelzip_cli.running.inputs import Examples, Rows
+from modelzip_cli.running.labels import check_range
 from modelzip_cli.running.layers import with_tensors_in
 
 if TYPE_CHECKING:
@@ -42,6 +44,11 @@ class Perceptron(nn.Module):
         self.activation = "ReLU"
         with_tensors_in(self, {name: nn.Parameter(tensor.float()) for name, tensor in tensors.items()})
 
+    @property
+    def outputs(self) -> int:
+        """How many classes it tells apart."""
+        return len(self.get_parameter(f"{self.layers_in_order[-1]}.weight"))
+
     def forward(self, x: Tensor) -> Tensor:
         """[batch, ...] -> scores [batch, classes]; all but the batch is flattened."""
         hidden = x.flatten(1)
@@ -54,15 +61,25 @@ class Perceptron(nn.Module):
 
 
 def find_chain(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...] | None:
-    """The layers of a perceptron, if that is all that the tensors can be: each takes what the one before it gives."""
+    """The layers of a perceptron, if that is all that the tensors can be: each takes what the one before it gives.
+
+    In the order of the file, or, since safetensors sorts names as text, in that of the numbers in them.
+    """
     weights = [name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2]
-    layers = tuple(name.removesuffix(".weight") for name in weights)
+    layers = [name.removesuffix(".weight") for name in weights]
     biases = {f"{layer}.bias": (shapes[f"{layer}.weight"][0],) for layer in layers if f"{layer}.bias" in shapes}
     known = {*weights, *biases}
     if len(layers) < 2 or known != set(shapes) or any(shapes[name] != shape for name, shape in biases.items()):
         return None
-    chained = all(shapes[later][1] == shapes[earlier][0] for earlier, later in pairwise(weights))
-    return layers if chained else None
+    for ordered in (layers, sorted(layers, key=_numbers_as_numbers)):
+        if all(shapes[f"{b}.weight"][1] == shapes[f"{a}.weight"][0] for a, b in pairwise(ordered)):
+            return tuple(ordered)
+    return None
+
+
+def _numbers_as_numbers(name: str) -> list[str | int]:
+    """A key by which `layers.10` comes after `layers.9`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
 
 
 def settled(model: Model, examples: Examples, rows: Rows) -> Model:
@@ -77,25 +94,27 @@ def settled(model: Model, examples: Examples, rows: Rows) -> Model:
             f"{model.label} holds weights of linear layers, but not what stands between them; data with labels could "
             "tell: or give --arch file.py:Net"
         )
-    losses = _losses(model.module, examples.batch(rows[:TRIED]))
+    batch = examples.batch(rows[:TRIED])
+    assert batch.labels is not None
+    check_range(batch.labels.numpy(), model.module.outputs, examples, rows[:TRIED].tolist())
+    losses = _losses(model.module, batch.inputs, batch.labels)
     best = min(losses, key=lambda name: losses[name])
     if best == NOTHING:
         raise NoModel(
-            f"{model.label} holds weights of linear layers, but with no activation between them do they fit the "
-            "labels: give --arch file.py:Net"
+            f"{model.label} holds weights of linear layers, but no activation between them makes them fit the labels: "
+            "give --arch file.py:Net"
         )
     model.module.activation = best
     return replace(model, rung=f"{model.rung}, {best} between them (of {', '.join(ACTIVATIONS)} the best)")
 
 
-def _losses(module: Perceptron, batch: Batch) -> dict[str, float]:
+def _losses(module: Perceptron, inputs: tuple[Tensor, ...], labels: Tensor) -> dict[str, float]:
     """Cross-entropy in nats by activation, and that of the frequencies of the labels alone."""
-    assert batch.labels is not None
-    counts = torch.bincount(batch.labels).double()
+    counts = torch.bincount(labels).double()
     shares = counts[counts > 0] / counts.sum()
     losses = {NOTHING: float(-(shares * shares.log()).sum())}
     with torch.inference_mode():
         for name in ACTIVATIONS:
             module.activation = name
-            losses[name] = float(F.cross_entropy(module(*batch.inputs), batch.labels))
+            losses[name] = float(F.cross_entropy(module(*inputs), labels))
     return losses

@@ -30,7 +30,6 @@ from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, Network, open_model, wanted_by
 from modelzip_cli.running.widths import choose, width_for
 
-NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 DEFAULT = "width=0.5"
 KINDS = ("strong", "weak")
 SCORES = ("l2", "taylor")
@@ -327,13 +326,3 @@ def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
         )
     student.module.load_state_dict(common, strict=False)
     return f"{len(common)} of {len(ours)} tensors begin as those of the teacher"
-
-
-def arch_of(metadata: Mapping[str, str]) -> str:
-    """What a student's file says of its network, as options to show a person; empty where it says nothing."""
-    try:
-        recipe = json.loads(metadata.get(NOTE, "{}"))
-        arguments = f" --arch-args '{json.dumps(recipe['arch_args'])}'" if recipe.get("arch_args") else ""
-        return inert(f"--arch {recipe['arch']}{arguments}", longest=200) if "arch" in recipe else ""
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return ""

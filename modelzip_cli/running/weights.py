@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from modelzip_cli.errors import WrongArchitecture, inert
@@ -23,21 +24,37 @@ class Mismatch(NamedTuple):
 
 
 def load_weights(
-    module: nn.Module, tensors: Mapping[str, Tensor], label: str, network: str, *, ignored: Sequence[str] = ()
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    label: str,
+    network: str,
+    *,
+    ignored: Sequence[str] = (),
+    takes_arguments: bool = False,
 ) -> None:
     """Copy `tensors` into `module`, whose dtypes stay. Raises WrongArchitecture that says what does not match.
 
-    A prefix that all names have (`module.`, `model.`) is taken off or put before where that makes them fit. A name that
-    the network ties to another may be missing, and what one of the regular expressions `ignored` finds in it.
+    A prefix that all names have (`module.`, `model.`) is taken off, or one that the network has put before those that
+    it makes fit. A name that the network ties to another may be missing; a buffer that it computes itself may be there;
+    and so may what one of the regular expressions `ignored` finds in it. `takes_arguments`: whether --arch-args change
+    the network, for the advice in the message.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = _shapes(module.state_dict())
     renamed = _renamed(tensors, wanted)
-    found = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
+    found = _shapes(renamed)
+    ties = _ties(module)
     spared = {name for name in (*found, *wanted) if any(re.search(pattern, name) for pattern in ignored)}
-    mismatch = compare(found, wanted, _tied_names(module, found) | spared)
+    spared |= {name for name, _ in module.named_buffers()}.difference(wanted)
+    spared |= {name for names in ties if any(other in found for other in names) for name in names}
+    mismatch = compare(found, wanted, spared)
     if any(mismatch):
-        raise WrongArchitecture(_message(mismatch, found, wanted, label, network))
+        raise WrongArchitecture(_message(mismatch, found, wanted, label, network, takes_arguments))
+    _check_ties(ties, renamed, label, network)
     module.load_state_dict(renamed, strict=False)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def compare(
@@ -52,12 +69,25 @@ def compare(
     )
 
 
-def _tied_names(module: nn.Module, found: Mapping[str, object]) -> set[str]:
-    """Names of the network that share their memory with a name of the file."""
-    by_place: dict[int, list[str]] = {}
+def _ties(module: nn.Module) -> list[list[str]]:
+    """Names of the network that share one tensor."""
+    by_tensor: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        by_place.setdefault(id(tensor), []).append(name)
-    return {name for names in by_place.values() if any(other in found for other in names) for name in names}
+        by_tensor.setdefault(id(tensor), []).append(name)
+    return [names for names in by_tensor.values() if len(names) > 1]
+
+
+def _check_ties(ties: Iterable[Sequence[str]], tensors: Mapping[str, Tensor], label: str, network: str) -> None:
+    """Raise WrongArchitecture where the file has two tensors for what is one in the network."""
+    for names in ties:
+        first, *others = [name for name in names if name in tensors] or [""]
+        for other in others:
+            one, two = tensors[first], tensors[other]
+            if not (one.is_meta or one.data_ptr() == two.data_ptr() or torch.equal(one, two)):
+                raise WrongArchitecture(
+                    f"{label}: does not fit {network}, where {inert(first)} and {inert(other)} are one tensor: in the "
+                    "file they differ"
+                )
 
 
 def _renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, object]) -> dict[str, Tensor]:
@@ -70,9 +100,9 @@ def _renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, object]) -> dic
             break
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
         candidates.append(stripped)
-    prefix = next(iter(wanted), "").partition(".")[0] + "."
-    if all(name.startswith(prefix) for name in wanted):
-        candidates.append({prefix + name: tensor for name, tensor in tensors.items()})
+    for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in wanted):
+        longer = {prefix + name if prefix + name in wanted else name: tensor for name, tensor in tensors.items()}
+        candidates += [longer] if len(longer) == len(tensors) else []
     return max(candidates, key=lambda names: len(names.keys() & wanted.keys()))  # the first of equals: as they are
 
 
@@ -82,40 +112,44 @@ def _message(
     wanted: Mapping[str, tuple[int, ...]],
     label: str,
     network: str,
+    takes_arguments: bool,
 ) -> str:
-    parts = []
-    if mismatch.missing:
-        parts.append(f"{len(mismatch.missing)} tensors are missing: {_listed(mismatch.missing)}")
-    if mismatch.unexpected:
-        parts.append(f"{len(mismatch.unexpected)} are unexpected: {_listed(mismatch.unexpected)}")
-    if mismatch.misshapen:
-        shown = [f"{name} is {[*ours]}, not {[*theirs]}" for name, ours, theirs in mismatch.misshapen]
-        parts.append(f"{len(mismatch.misshapen)} have another shape: {_listed(shown)}")
-    return f"{label}: does not fit {network}: {'; '.join(parts)}. {_reason(mismatch, found, wanted)}"
+    shown = [f"{name} is {[*ours]}, not {[*theirs]}" for name, ours, theirs in mismatch.misshapen]
+    kinds = (("missing", mismatch.missing), ("unexpected", mismatch.unexpected), ("of another shape", shown))
+    parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds if names]
+    return f"{label}: does not fit {network}: {'; '.join(parts)}. {_reason(mismatch, found, wanted, takes_arguments)}"
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(inert(name, longest=100) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _reason(mismatch: Mismatch, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+def _reason(
+    mismatch: Mismatch,
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    takes_arguments: bool,
+) -> str:
     """What is likely wrong, and what to try."""
-    common = found.keys() & wanted.keys()
-    if not common:
+    if not found.keys() & wanted.keys():
         return "No name is common: these are the weights of another network"
-    if not mismatch.missing and not mismatch.unexpected:
-        last = max((place for place, name in enumerate(wanted) if name in found), default=0)
-        layer = [*wanted][last].rpartition(".")[0]
-        if all(
-            name.rpartition(".")[0] == layer and ours[1:] == theirs[1:] for name, ours, theirs in mismatch.misshapen
-        ):
-            outputs = mismatch.misshapen[0][1][0]
-            return (
-                f"The file has {outputs} outputs: give that number, as in --arch-args '{{\"num_classes\": {outputs}}}'"
-            )
-        return "Likely another width: give the numbers that the network was trained with in --arch-args"
     if mismatch.missing and mismatch.unexpected:
         return "Likely another version or variant of the network"
-    more, fewer = ("fewer", "more") if mismatch.missing else ("more", "fewer")
-    return f"Likely the file has {more} layers, or the network {fewer} options, than --arch-args says"
+    if not mismatch.missing and not mismatch.unexpected:
+        outputs = _other_outputs(mismatch, [name for name in wanted if name in found][-1])
+        if outputs is None:
+            return "Likely another width" + (", which --arch-args can set" if takes_arguments else "")
+        advice = f": give that number, as in --arch-args '{{\"num_classes\": {outputs}}}'" if takes_arguments else ""
+        return f"The file has {outputs} outputs{advice}"
+    what = "fewer" if mismatch.missing else "more"
+    return f"Likely the file has {what} layers or parts" + (
+        ", which --arch-args may set" if takes_arguments else " than the network"
+    )
+
+
+def _other_outputs(mismatch: Mismatch, last: str) -> int | None:
+    """The number of outputs that the file has, where nothing but that of the layer of the name `last` differs."""
+    layer = last.rpartition(".")[0]
+    if all(name.rpartition(".")[0] == layer and ours[1:] == theirs[1:] for name, ours, theirs in mismatch.misshapen):
+        return mismatch.misshapen[0][1][0]
+    return None
