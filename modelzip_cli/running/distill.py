@@ -308,7 +308,7 @@ def trainer_maker(
                 )
             graph = student.model.module
             assert isinstance(graph, torch.fx.GraphModule)
-            inputs = examples.batch(train[:2]).inputs
+            inputs = examples.batch(train[: lesson.batch]).inputs
             features = Features(student.teacher_graph, graph, inputs, teacher.label, lesson.seed)
         return Trainer(teacher, student.model, examples, train, held, lesson, features)
 

@@ -258,8 +258,8 @@ def _notes(made: Cut, width: float) -> list[str]:
     frozen = [one for one in made.channels.frozen if one.reason != OUTPUT]
     if frozen:
         shown = "; ".join(f"{inert(one.name, longest=60)}: {inert(one.reason, longest=120)}" for one in frozen[:3])
-        count = "1 group stays as it is" if len(frozen) == 1 else f"{len(frozen)} groups stay as they are"
-        notes.append(f"{count}: {shown}" + ("; ..." if len(frozen) > 3 else ""))
+        stay = "1 group stays as it is" if len(frozen) == 1 else f"{len(frozen)} groups stay as they are"
+        notes.append(f"{stay}: {shown}" + ("; ..." if len(frozen) > 3 else ""))
     return notes
 
 
