@@ -241,11 +241,15 @@ class Call:
         for given in self.tensors:
             for axis in self.trace.axes(given):
                 self.freeze(axis, why)
+        return self.opaque(why)
+
+    def opaque(self, why: str) -> list[Axes]:
+        """Results of which nothing is known, so that what meets them must stay whole."""
         return self.trace.opaque(self.node, self._reason(why))
 
     def _reason(self, why: str) -> str:
         stack = [path for path, _ in (self.node.meta.get("nn_module_stack") or {}).values() if path]
-        return inert(f"{stack[-1] if stack else self.node.name}: {self.name} {why}")
+        return inert(f"{stack[-1]}: {self.name} {why}" if stack else f"{self.node.name} {why}")
 
 
 def arguments(node: Node) -> dict[str, Any]:
