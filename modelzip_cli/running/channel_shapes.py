@@ -92,7 +92,7 @@ def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
     place, rest = long[stacked], long[stacked + 1 :]
     part = axis
     if len(long) > 1:
-        part = call.spaces.open(shape[place])
+        part = call.spaces.new(shape[place])
         whole = repeated(part, prod(shape[other] for other in rest)) * prod(shape[other] for other in long[:stacked])
         call.unify(axis, whole, why=DIVIDES)
     return tuple(part if other == place else () for other in range(len(shape)))

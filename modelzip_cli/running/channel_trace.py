@@ -81,7 +81,7 @@ class Trace:
     def opaque(self, node: Node, reason: str) -> list[Axes]:
         """Results whose channels, if they have any, must all stay."""
         return [
-            tuple(self.spaces.open(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
+            tuple(self.spaces.new(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
             for shape in self.shapes(node)
         ]
 
@@ -113,7 +113,7 @@ class Trace:
         if not isinstance(tensor, Tensor):
             return []
         if tensor not in self._tensors:
-            self._tensors[tensor] = tuple(self.spaces.open(size) if size else () for size in tensor.shape)
+            self._tensors[tensor] = tuple(self.spaces.new(size) if size else () for size in tensor.shape)
         self.parameters[name] = self._tensors[tensor]
         return [self.parameters[name]]
 

@@ -1,10 +1,10 @@
-<<<<<<< HEAD
-"""Small models as published ones are built, and their exports, made once."""
+"""Small models as published ones are built, their exports, made once, and libraries of models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,15 +78,6 @@ def loaded(tmp_path) -> Callable[[bytes], Exported]:
         return load_export(tmp_path / "loaded.pt2")
 
     return load
-=======
-"""What models of other libraries need to load."""
-
-from __future__ import annotations
-
-from typing import Any
-
-import pytest
-import torch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -113,4 +104,3 @@ def timm() -> Any:
         yield pytest.importorskip("timm")
         return
     yield pytest.importorskip("timm")
->>>>>>> ddc6da46927cef5054284cfd0056b7e5daf3bbdf
