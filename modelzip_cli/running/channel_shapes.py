@@ -42,7 +42,7 @@ def reshape(call: Call) -> Axes:
     for old, new in _blocks(before, after):
         merged = _merge(call, call.first[old], before[old])
         found.extend(_divide(call, merged, after[new]))
-    return _stated(call, tuple(found), first=call["dim"] if call.name == "unflatten" else 0)
+    return _stated(call, tuple(found), first=call.dim() if call.name == "unflatten" else 0)
 
 
 def _stated(call: Call, axes: Axes, first: int = 0) -> Axes:
@@ -50,7 +50,7 @@ def _stated(call: Call, axes: Axes, first: int = 0) -> Axes:
     for argument in ("size", "shape", "sizes"):
         for item, length in enumerate(call[argument] or ()):
             if isinstance(length, int) and length > 0:
-                call.count(axes[first % len(axes) + item], argument, item)
+                call.count(axes[first + item], argument, item)
     if call["other"]:  # expand_as, view_as
         return tuple(map(call.unify, axes, call.axes("other")))
     return axes
@@ -92,7 +92,7 @@ def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
     place, rest = long[stacked], long[stacked + 1 :]
     part = axis
     if len(long) > 1:
-        part = call.spaces.open(shape[place])
+        part = call.spaces.new(shape[place])
         whole = repeated(part, prod(shape[other] for other in rest)) * prod(shape[other] for other in long[:stacked])
         call.unify(axis, whole, why=DIVIDES)
     return tuple(part if other == place else () for other in range(len(shape)))

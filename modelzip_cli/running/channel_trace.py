@@ -81,7 +81,7 @@ class Trace:
     def opaque(self, node: Node, reason: str) -> list[Axes]:
         """Results whose channels, if they have any, must all stay."""
         return [
-            tuple(self.spaces.open(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
+            tuple(self.spaces.new(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
             for shape in self.shapes(node)
         ]
 
@@ -113,7 +113,7 @@ class Trace:
         if not isinstance(tensor, Tensor):
             return []
         if tensor not in self._tensors:
-            self._tensors[tensor] = tuple(self.spaces.open(size) if size else () for size in tensor.shape)
+            self._tensors[tensor] = tuple(self.spaces.new(size) if size else () for size in tensor.shape)
         self.parameters[name] = self._tensors[tensor]
         return [self.parameters[name]]
 
@@ -241,11 +241,15 @@ class Call:
         for given in self.tensors:
             for axis in self.trace.axes(given):
                 self.freeze(axis, why)
+        return self.opaque(why)
+
+    def opaque(self, why: str) -> list[Axes]:
+        """Results of which nothing is known, so that what meets them must stay whole."""
         return self.trace.opaque(self.node, self._reason(why))
 
     def _reason(self, why: str) -> str:
         stack = [path for path, _ in (self.node.meta.get("nn_module_stack") or {}).values() if path]
-        return inert(f"{stack[-1] if stack else self.node.name}: {self.name} {why}")
+        return inert(f"{stack[-1]}: {self.name} {why}" if stack else f"{self.node.name} {why}")
 
 
 def arguments(node: Node) -> dict[str, Any]:
