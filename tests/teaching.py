@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted
 from modelzip_cli.running.lesson import Lesson
 from modelzip_cli.running.model import Model
@@ -52,7 +53,8 @@ def make_teacher() -> tuple[Residual, np.ndarray, np.ndarray]:
 def model_of(module: nn.Module, label: str = "teacher.pt2", **more: Any) -> Model:
     """A model that takes six features; `wanted`: what else it takes."""
     wanted = Wanted(shape=(FEATURES,), **more.pop("wanted", {}))
-    return Model(module.eval(), label, "a test", wanted, 100, **more)
+    set_training(module, False)
+    return Model(module, label, "a test", wanted, 100, **more)
 
 
 def points(*, labelled: bool = True) -> Points:

@@ -127,8 +127,8 @@ def _numbers(texts: list[str] | None, whole: str) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Student:
-    """A student before it learns. `notes`: what the user should know of how it was made; `cut`: from the teacher's
-    graph, `teacher_graph`, whose operations have the same names."""
+    """A student before it learns. `notes`: what the user should know of how it was made; `teacher_graph`: what it was
+    cut from, whose operations have the same names, or None."""
 
     model: Model
     notes: tuple[str, ...] = ()

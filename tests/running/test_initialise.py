@@ -61,7 +61,18 @@ def kinds():
     return copy.deepcopy(_kinds())
 
 
-LAYERS = ("conv", "grouped", "batch_norm", "up", "group_norm", "instance_norm", "along", "layer_norm", "rms_norm", "linear")
+LAYERS = (
+    "conv",
+    "grouped",
+    "batch_norm",
+    "up",
+    "group_norm",
+    "instance_norm",
+    "along",
+    "layer_norm",
+    "rms_norm",
+    "linear",
+)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
