@@ -87,7 +87,7 @@ def convolution(call: Call) -> Axes:
         call.unify(channels, weight[not transposed])
         outputs = weight[transposed]
     else:
-        weight, groups = call.weight("weight"), call.spaces.open(call["groups"])
+        weight, groups = call.weight("weight"), call.spaces.new(call["groups"])
         inputs, outputs = (
             repeated(groups, shape[-space - 1] // call["groups"]) for shape in (call.sizes("input"), call.shape)
         )

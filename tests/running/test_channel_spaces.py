@@ -34,7 +34,7 @@ def axes(draw):
                 axis += (draw(st.sampled_from(known)),)
             else:
                 repeat = draw(st.sampled_from([times for times in (1, 2, 3, 6) if length % times == 0]))
-                axis += repeated(spaces.open(length // repeat), repeat)
+                axis += repeated(spaces.new(length // repeat), repeat)
         found.append(axis)
     return spaces, found
 
@@ -64,35 +64,35 @@ def test_an_axis_that_is_split_has_the_same_channels_in_two_pieces(drawn, positi
 
 def test_a_space_becomes_the_list_of_spaces_that_it_meets():
     spaces = Spaces()
-    weight, joined = spaces.open(12), spaces.open(4) + spaces.open(8)
+    weight, joined = spaces.new(12), spaces.new(4) + spaces.new(8)
     spaces.unify(weight, joined, "")
     assert spaces.resolve(weight) == joined
 
 
 def test_a_space_that_meets_channels_of_several_positions_takes_their_order():
     spaces = Spaces()
-    columns, channels = spaces.open(12), spaces.open(4)
+    columns, channels = spaces.new(12), spaces.new(4)
     spaces.unify(columns, repeated(channels, 3), "")
     assert spaces.resolve(columns) == repeated(channels, 3)
 
 
 def test_lists_cut_at_different_places_are_cut_at_all_of_them():
     spaces = Spaces()
-    left, right = spaces.open(4) + spaces.open(8), spaces.open(6) + spaces.open(6)
+    left, right = spaces.new(4) + spaces.new(8), spaces.new(6) + spaces.new(6)
     spaces.unify(left, right, "")
     assert [spaces.channels(segment.space) for segment in spaces.resolve(left)] == [4, 2, 6]
 
 
 def test_channels_whose_positions_do_not_nest_are_frozen():
     spaces = Spaces()
-    left, right = repeated(spaces.open(6), 2), repeated(spaces.open(4), 3)
+    left, right = repeated(spaces.new(6), 2), repeated(spaces.new(4), 3)
     spaces.unify(left, right, "they do not fit")
     assert spaces.why_frozen(left) == spaces.why_frozen(right) == "they do not fit"
 
 
 def test_what_meets_frozen_channels_is_frozen_for_the_same_reason():
     spaces = Spaces()
-    output, channels, later = spaces.open(4, "the output"), spaces.open(4), spaces.open(4)
+    output, channels, later = spaces.new(4, "the output"), spaces.new(4), spaces.new(4)
     spaces.unify(channels, output, "")
     spaces.unify(later, channels, "")
     assert spaces.why_frozen(later) == "the output"
@@ -100,7 +100,7 @@ def test_what_meets_frozen_channels_is_frozen_for_the_same_reason():
 
 def test_freezing_a_part_leaves_the_rest_free():
     spaces = Spaces()
-    whole = spaces.open(8)
+    whole = spaces.new(8)
     first, second = spaces.split(whole, 3, "")
     spaces.freeze(first, "kept")
     assert (spaces.why_frozen(first), spaces.why_frozen(second), spaces.is_free(whole)) == ("kept", None, True)
