@@ -240,11 +240,12 @@ def _narrow(
     if width is None:
         assert spec.ratio is not None
         width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
-    keep = choose(module, channels, width, importance=importance)
-    try:
-        made = cut_checked(module, channels, keep, batches()[0].inputs)
-    except CannotCut as error:
-        raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
+    inputs = batches()[0].inputs
+    made = cut_checked(module, channels, choose(module, channels, width, importance=importance), inputs)
+    if spec.ratio is not None and len(made.channels.groups) < len(channels.groups):  # what stays whole counts too
+        channels = made.channels
+        width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
+        made = cut_checked(module, channels, choose(module, channels, width, importance=importance), inputs)
     return made.module, _notes(made, width)
 
 
