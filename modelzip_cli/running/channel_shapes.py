@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from modelzip_cli.running.channel_spaces import Axis, repeated
-from modelzip_cli.running.channel_trace import FIRST_PRIME, Axes, Call, Refused
+from modelzip_cli.running.channel_trace import DYNAMIC, Axes, Call, Refused
 
 PICKS = "picks some of the channels"
 MERGES = "merges the channels with another axis"
@@ -74,10 +74,10 @@ def _merge(call: Call, axes: Sequence[Axis], shape: Sequence[int]) -> Axis:
     """One axis out of several. Channels that come first are repeated; behind another axis they have no order."""
     long = [(axis, length) for axis, length in zip(axes, shape, strict=True) if length != 1]
     inner = prod(length for _, length in long[1:])
-    if any(call.spaces.is_free(axis) for axis, _ in long[1:]) or inner >= FIRST_PRIME:
+    if any(call.spaces.is_free(axis) for axis, _ in long[1:]) or inner >= DYNAMIC:
         for axis, _ in long:
             call.freeze(axis, MERGES)
-    return repeated(long[0][0], inner) if long and inner < FIRST_PRIME else ()
+    return repeated(long[0][0], inner) if long and inner < DYNAMIC else ()
 
 
 def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
@@ -85,7 +85,7 @@ def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
     [heads, features], [channels, height, width]. In [3, heads, features] it is the second: a head goes from all three.
     """
     long = [place for place, length in enumerate(shape) if length != 1]
-    if not axis or not long or max(shape) >= FIRST_PRIME:
+    if not axis or not long or max(shape) >= DYNAMIC:
         call.freeze(axis, DIVIDES)
         return ((),) * len(shape)
     stacked = len(long) > 2 and shape[long[0]] in (2, 3)  # queries, keys and values, or the last two of them

@@ -26,7 +26,8 @@ Shape = tuple[int, ...]
 Rule = Callable[["Call"], Axes | list[Axes]]  # a list where results differ in their axes
 
 OUTPUT = "the model's output"  # why what the model gives stays as it is
-FIRST_PRIME = 10**9  # what stands for dynamic sizes; no axis with channels is as long
+DYNAMIC = 10**9  # sizes from here on stand for dynamic ones; no axis with channels is as long
+FIRST_PRIME = 10**15  # of those that stand for symbols: fractions of them are dynamic too
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,8 @@ class Trace:
         self.counted: list[Counted] = []
         self.normalised: list[Axis] = []
         self._module, self._rules = module, rules
-        self._module, self._rules = module, rules
         self._results: dict[Node, list[Axes]] = {}
-        self._tensors: dict[
-            Tensor, Axes
-        ] = {}  # tensors are keys by identity, so tied parameters have the same channels
+        self._tensors: dict[Tensor, Axes] = {}  # by identity, as tensors are compared: ties have the same channels
         self._primes: dict[Any, int] = {}
         for node in module.graph.nodes:
             self._results[node] = self._met(node)
@@ -73,7 +71,7 @@ class Trace:
 
     def shapes(self, node: Node) -> list[Shape]:
         """The shape of each result of `node`. A dynamic size is a large prime, so that products tell sizes apart."""
-        given = node.meta["val"]
+        given = node.meta["val"] if node.op == "call_function" else node.meta.get("val")
         if not isinstance(given, (list, tuple)):
             given = [given] if isinstance(given, Tensor) else []
         return [tuple(map(self._size, tensor.shape)) if isinstance(tensor, Tensor) else () for tensor in given]
@@ -81,7 +79,7 @@ class Trace:
     def opaque(self, node: Node, reason: str) -> list[Axes]:
         """Results whose channels, if they have any, must all stay."""
         return [
-            tuple(self.spaces.new(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
+            tuple(self.spaces.new(size, reason) if 1 < size < DYNAMIC else () for size in shape)
             for shape in self.shapes(node)
         ]
 

@@ -240,11 +240,19 @@ def _narrow(
     if width is None:
         assert spec.ratio is not None
         width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
-    keep = choose(module, channels, width, importance=importance)
-    try:
-        made = cut_checked(module, channels, keep, batches()[0].inputs)
-    except CannotCut as error:
-        raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
+
+    def cut_to(share: float) -> Cut:
+        keep = choose(module, channels, share, importance=importance)
+        try:
+            return cut_checked(module, channels, keep, batches()[0].inputs)
+        except CannotCut as error:
+            raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
+
+    made = cut_to(width)
+    if spec.ratio is not None and len(made.channels.groups) < len(channels.groups):  # what stays whole counts too
+        channels = made.channels
+        width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
+        made = cut_to(width)
     return made.module, _notes(made, width)
 
 

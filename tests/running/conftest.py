@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,18 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def timm() -> Any:
+def timm() -> Iterator[Any]:
     """The library of published architectures; the tests that want it are skipped where it is not there.
 
     It imports torchvision. Where that was built for another torch, its compiled operators are missing, and it fails as
     it registers what two of them do to shapes. No architecture uses them, so it is enough that they are declared.
     """
+    operators = torch.library.Library("torchvision", "FRAGMENT")  # they are there for as long as this object is
     try:
         import torchvision  # noqa: F401
-    except ImportError:
-        pytest.skip("torchvision is not there, without which timm does not import")
     except RuntimeError:
-        torchvision_operators = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            torchvision_operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        yield pytest.importorskip("timm")
-        return
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except ImportError:
+        pytest.skip("timm does not import without torchvision")
     yield pytest.importorskip("timm")
