@@ -309,6 +309,7 @@ def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> St
     if is_teachers:
         notes = (_copy_weights(teacher, model, spec),)
     model = replace(model, module=copy.deepcopy(model.module), bytes=0)
+    set_training(model.module, False)
     for parameter in model.module.parameters():
         parameter.requires_grad_(True)
     return Student(model, notes)

@@ -179,7 +179,7 @@ def test_where_nothing_can_be_written_the_old_point_stays(tmp_path, monkeypatch)
     stopped_at(residual, 2, path)
     before = path.read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(CannotWrite, match="student.resume: cannot write: No space left on device"):
+    with pytest.raises(CannotWrite, match=r"student.resume: cannot write: No space left on device"):
         save_point(path, residual(), MARKS)
     assert path.read_bytes() == before
     assert [*tmp_path.iterdir()] == [path]
