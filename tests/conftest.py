@@ -28,6 +28,8 @@ from hypothesis import HealthCheck, settings
 from modelzip_cli.cli import app as program
 from modelzip_cli.kernels import jit
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program asks torch for; here torch may be loaded first
+
 PROGRAM = Path(sys.executable).with_name("modelzip")
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 GIVE_UP = 300  # seconds; a hanging program fails its test, a slow machine does not
