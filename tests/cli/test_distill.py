@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from modelzip_cli.errors import CannotWrite
-from modelzip_cli.running import resume
+from modelzip_cli.running import distill as module
+from modelzip_cli.running import evaluate, resume
 from modelzip_cli.running.training import Trainer
 from tests.conftest import PROGRAM, SAMPLES
 from tests.exports import exported
@@ -23,6 +25,7 @@ from tests.teaching import make_teacher
 from tests.test_report_schema import assert_is
 
 NET = Path(__file__).parents[1] / "residual.py"
+SMALL = ("--student", f"{NET}:Small")  # nothing to cut and nothing to export, so it is quick
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,11 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         np.savez(folder / f"{name}.npz", **{key: a for key, a in zip("xy", arrays, strict=True) if a is not None})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _latency_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "LATENCY_RUNS", 1)
 
 
 @pytest.fixture
@@ -106,22 +114,27 @@ def test_a_student_is_written_beside_its_teacher_and_runs(modelzip, school, tmp_
     assert len(lines) == 10
     assert lines[0].startswith("step 2 of 20  loss ")
     found = modelzip("eval", tmp_path / "teacher.student.pt2", "--data", school / "train.npz", "--json", "-j", 1).json
-    assert found["evaluation"]["accuracy"] > 0.6 if "evaluation" in found else True
+    assert found["evaluation"]["after"]["accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("options", [("-q",), ("--quiet", "--then", "int8")])
-def test_quiet_prints_the_paths_of_outputs_alone(distill, tmp_path, options):
-    run = distill("-o", tmp_path / "s.pt2", *options)
-    names = ["s.pt2", "s.int8.safetensors"] if "--then" in options else ["s.pt2"]
+def test_quiet_prints_the_paths_of_outputs_alone(distill, tmp_path):
+    run = distill("-o", tmp_path / "s.pth", *SMALL, "--quiet", "--then", "fp16")
     assert (run.exit_code, run.stderr) == (0, "")
-    assert run.stdout.split() == [str(tmp_path / name) for name in names]
-    assert left(tmp_path) == sorted(names)
+    assert run.stdout.split() == [str(tmp_path / name) for name in ("s.pth", "s.fp16.safetensors")]
+    assert left(tmp_path) == ["s.fp16.safetensors", "s.pth"]
+
+
+def test_the_table_may_be_measured_on_other_data(distill, school, tmp_path):
+    run = distill("-o", tmp_path / "s.pth", *SMALL, "--test-data", school / "handful.npz", "--no-progress")
+    assert "measured   on " in run.stdout
+    assert "handful.npz" in run.stdout
+    assert "accuracy" in run.stdout
 
 
 def test_the_report_is_what_the_schema_says(distill, school, tmp_path):
     report = distill("-o", tmp_path / "s.pt2", "--json", "--no-progress", "--then", "int8", "--seed", 3).json
     assert_is("distillation", report)
-    assert report["source"]["parameters"] == report["evaluation"]["teacher"]["parameters"]
+    assert report["evaluation"]["teacher"]["parameters"] == sum(p.numel() for p in Residual().parameters())
     assert report["output"]["bytes"] == (tmp_path / "s.pt2").stat().st_size == report["evaluation"]["after"]["bytes"]
     assert report["quantized"]["bytes"] == (tmp_path / "s.int8.safetensors").stat().st_size
     assert report["evaluation"]["teacher"]["agreement"] == 1
@@ -130,8 +143,9 @@ def test_the_report_is_what_the_schema_says(distill, school, tmp_path):
 
 
 def test_a_strong_student_begins_ahead_of_a_weak_one(distill, tmp_path):
+    options = ("--student", "layers=0,2", "--json")
     found = {
-        kind: distill("-o", tmp_path / f"{kind}.pt2", "--kind", kind, "--json").json["evaluation"]
+        kind: distill("-o", tmp_path / f"{kind}.pt2", "--kind", kind, *options).json["evaluation"]
         for kind in ("strong", "weak")
     }
     assert found["strong"]["before"]["kl"] < found["weak"]["before"]["kl"]
@@ -140,7 +154,16 @@ def test_a_strong_student_begins_ahead_of_a_weak_one(distill, tmp_path):
 
 def test_an_image_model_is_cut_taught_and_quantized(modelzip, tmp_path):
     run = modelzip(
-        *("distill", SAMPLES / "digits_cnn.pt2", "--data", SAMPLES / "digits_train.npz", "--limit", 160, "--ratio", "8x"),
+        *(
+            "distill",
+            SAMPLES / "digits_cnn.pt2",
+            "--data",
+            SAMPLES / "digits_train.npz",
+            "--limit",
+            160,
+            "--ratio",
+            "8x",
+        ),
         *("--max-steps", 4, "--test-data", SAMPLES / "digits_test.npz", "-o", tmp_path / "s.pt2", "--json", "-j", 1),
     )
     assert_is("distillation", run.json)
@@ -154,19 +177,22 @@ def test_a_language_model_loses_a_layer(modelzip, tmp_path):
     arch = f"{SAMPLES / 'train.py'}:DocsLM"
     run = modelzip(
         *("distill", SAMPLES / "docs_lm_trainer.pth", "--arch", arch, "--data", SAMPLES / "docs_train.npz"),
-        *("--limit", 40, "--max-steps", 2, "--student", "layers=0,1,3", "-o", tmp_path / "s.pt2", "--json", "-j", 1),
+        *("--limit", 20, "--max-steps", 2, "--student", "layers=0,1,3", "-o", tmp_path / "s.pth", "--json", "-j", 1),
     )
     assert_is("distillation", run.json)
     evaluation = run.json["evaluation"]
     assert evaluation["before"]["nats"] < evaluation["teacher"]["nats"] + 1
     assert run.json["notes"] == ["dropped blocks.2 of 4 layers"]
+    options = ("--data", SAMPLES / "docs_test.npz", "--limit", 4, "-j", 1)
+    run = modelzip("eval", tmp_path / "s.pth", "--arch", arch, "--arch-args", '{"layers": 3}', *options)
+    assert run.exit_code == 0
 
 
 def test_a_language_model_teaches_a_small_one_of_its_class(modelzip, tmp_path):
     arch, size = f"{SAMPLES / 'train.py'}:DocsLM", '{"width": 16, "layers": 1, "heads": 2}'
     run = modelzip(
         *("distill", SAMPLES / "docs_lm_trainer.pth", "--arch", arch, "--data", SAMPLES / "docs_train.npz"),
-        *("--student", arch, "--student-args", size, "--limit", 40, "--max-steps", 2, "-j", 1),
+        *("--student", arch, "--student-args", size, "--limit", 20, "--max-steps", 2, "-j", 1),
         *("-o", tmp_path / "s.safetensors", "--json"),
     )
     assert_is("distillation", run.json)
@@ -214,18 +240,18 @@ def test_output_goes_into_a_folder_that_is_made(distill, tmp_path):
 
 
 def test_reports_are_written_as_files(distill, tmp_path):
-    run = distill("-o", tmp_path / "s.pt2", "--report", tmp_path / "r.json", "--report", tmp_path / "r.md", "-q")
+    run = distill("-o", tmp_path / "s.pth", "--report", tmp_path / "r.json", "--report", tmp_path / "r.md", "-q")
     assert run.exit_code == 0
     assert_is("distillation", json.loads((tmp_path / "r.json").read_text()))
     assert "| student after |" in (tmp_path / "r.md").read_text()
     assert "****" not in (tmp_path / "r.md").read_text()
-    again = ("-f", "-o", tmp_path / "s.pt2", "--then", "int8", "--report")
-    for report in ("s.pt2.json", "s.xml"):
-        assert (distill(*again, tmp_path / report).exit_code == 2) == (report == "s.xml")
+    run = distill("-f", "-o", tmp_path / "s.pth", "--report", tmp_path / "s.xml")
+    assert run.exit_code == 2
+    assert "ends in .json, .md" in run.stderr
 
 
 def test_a_temperature_is_tried(distill, tmp_path):
-    report = distill("-o", tmp_path / "s.pt2", "--temperature", "auto", "--json").json
+    report = distill("-o", tmp_path / "s.pth", *SMALL, "--temperature", "auto", "--json").json
     assert report["recipe"]["lesson"]["temperature"] in (1, 4)
 
 
@@ -237,7 +263,7 @@ def test_what_else_there_is_to_learn(distill, tmp_path, loss):
 
 
 def test_data_without_labels_will_do(distill, tmp_path):
-    report = distill("-o", tmp_path / "s.pt2", "--json", data="unlabelled").json
+    report = distill("-o", tmp_path / "s.pth", *SMALL, "--json", data="unlabelled").json
     assert_is("distillation", report)
     assert report["evaluation"]["after"]["accuracy"] is None
     assert report["recipe"]["lesson"]["labels"] == 0
@@ -250,24 +276,24 @@ def test_a_handful_of_examples_will_do(distill, tmp_path):
 def test_a_run_that_breaks_says_where_and_keeps_the_best(distill, tmp_path, monkeypatch):
     take = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, step: float("nan") if step == 3 else take(self, step))
-    report = distill("-o", tmp_path / "s.pt2", "--json").json
+    report = distill("-o", tmp_path / "s.pth", *SMALL, "--json").json
     assert_is("distillation", report)
     (warning,) = report["warnings"]
     assert warning.startswith("the loss is not a number at step 4: the student is that of step ")
-    assert left(tmp_path) == ["s.pt2"]
+    assert left(tmp_path) == ["s.pth"]
 
 
 # --- outputs that exist, gates ----------------------------------------------------------------------------------------
 
 
 def test_an_output_that_exists_is_replaced_on_demand_alone(distill, tmp_path):
-    path = tmp_path / "s.pt2"
+    path = tmp_path / "s.pth"
     path.write_text("precious")
-    run = distill("-o", path)
+    run = distill("-o", path, *SMALL)
     assert run.exit_code == 2
-    assert run.stderr.endswith("s.pt2 exists; -f replaces it\n")
+    assert run.stderr.endswith("s.pth exists; -f replaces it\n")
     assert path.read_text() == "precious"
-    assert distill("-o", path, "-f").exit_code == 0
+    assert distill("-o", path, *SMALL, "-f").exit_code == 0
     assert path.read_bytes().startswith(b"PK")
 
 
@@ -285,18 +311,31 @@ def test_a_quantized_output_that_exists_is_seen_before_anything_is_done(distill,
         (["--fail-under", "accuracy=1.1"], "accuracy is 0."),
         (["--fail-under", "agreement=0.1", "--fail-under", "agreement=1.1"], "agreement is 0."),
         (["--fail-under", "perplexity-ratio=9"], "perplexity-ratio is "),
-        (["--then", "binary", "--fail-under", "perplexity-ratio=0.9"], "perplexity-ratio is "),
     ],
 )
 def test_a_gate_that_is_not_met_leaves_nothing(distill, tmp_path, options, message):
-    run = distill("-o", tmp_path / "s.pt2", "--seed", 1, *options)
+    run = distill("-o", tmp_path / "s.pth", *SMALL, *options)
     assert run.exit_code == 4
     assert message in run.stderr
     assert left(tmp_path) == []
 
 
+def test_a_gate_holds_for_the_quantized_student_too(distill, tmp_path, monkeypatch):
+    check, asked = module.check_gates, []
+
+    def twice(gates: Any, found: Any) -> Any:
+        asked.append(found.bytes)
+        return check(gates if len(asked) == 3 else (), found)  # of the teacher, of the student, of what it became
+
+    monkeypatch.setattr(module, "check_gates", twice)
+    run = distill("-o", tmp_path / "s.pth", *SMALL, "--then", "int8", "--fail-under", "agreement=1.1")
+    assert run.exit_code == 4
+    assert "agreement is " in run.stderr
+    assert left(tmp_path) == []
+
+
 def test_a_gate_that_is_met_is_in_the_report(distill, tmp_path):
-    report = distill("-o", tmp_path / "s.pt2", "--fail-under", "agreement=0.1", "--json").json
+    report = distill("-o", tmp_path / "s.pth", *SMALL, "--fail-under", "agreement=0.1", "--json").json
     assert [(gate["metric"], gate["limit"], gate["passed"]) for gate in report["gates"]] == [("agreement", 0.1, True)]
 
 
@@ -325,7 +364,7 @@ def test_a_gate_on_labels_that_are_not_there_fails_before_anything_is_learnt(dis
 def test_data_that_do_not_fit_are_refused_in_a_line(distill, tmp_path, data, message):
     run = distill("-o", tmp_path / "s.pt2", "--no-progress", data=data)
     assert run.exit_code in (1, 2)
-    assert pytest.importorskip("re").search(message, run.stderr)
+    assert re.search(message, run.stderr)
     assert len(run.stderr.splitlines()) == 1
     assert left(tmp_path) == []
 
@@ -424,19 +463,19 @@ def test_a_run_that_is_stopped_keeps_the_best_and_goes_on_to_the_same_file(disti
 
 def test_what_was_stopped_is_not_begun_anew_by_mistake(distill, tmp_path, stopped):
     stopped(2)
-    assert distill("-o", tmp_path / "s.pt2").exit_code == 143
-    (tmp_path / "s.pt2").unlink()
-    run = distill("-o", tmp_path / "s.pt2")
+    assert distill("-o", tmp_path / "s.pth", *SMALL).exit_code == 143
+    (tmp_path / "s.pth").unlink()
+    run = distill("-o", tmp_path / "s.pth", *SMALL)
     assert run.exit_code == 2
-    assert "s.pt2.resume: a run was stopped here: --resume goes on from it, -f begins anew" in run.stderr
-    assert distill("-o", tmp_path / "s.pt2", "-f").exit_code == 0
-    assert left(tmp_path) == ["s.pt2"]
+    assert "s.pth.resume: a run was stopped here: --resume goes on from it, -f begins anew" in run.stderr
+    assert distill("-o", tmp_path / "s.pth", *SMALL, "-f").exit_code == 0
+    assert left(tmp_path) == ["s.pth"]
 
 
 def test_a_stopped_run_that_misses_its_gate_can_still_go_on(distill, tmp_path, stopped):
     stopped(2)
-    assert distill("-o", tmp_path / "s.pt2", "--fail-under", "accuracy=2").exit_code == 4
-    assert left(tmp_path) == ["s.pt2.resume"]
+    assert distill("-o", tmp_path / "s.pth", *SMALL, "--fail-under", "accuracy=2").exit_code == 4
+    assert left(tmp_path) == ["s.pth.resume"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no resume point"])
@@ -454,11 +493,11 @@ def test_a_resume_point_that_cannot_be_written_is_a_warning(distill, tmp_path, m
         raise CannotWrite(f"{path}: cannot write: No space left on device")
 
     monkeypatch.setattr(resume, "write_bytes", full)
-    report = distill("-o", tmp_path / "s.pt2", "--json").json
+    report = distill("-o", tmp_path / "s.pth", *SMALL, "--json").json
     (warning,) = report["warnings"]
     assert warning.startswith("no resume point at step 1: ")
-    assert warning.endswith("s.pt2.resume: cannot write: No space left on device")
-    assert left(tmp_path) == ["s.pt2"]
+    assert warning.endswith("s.pth.resume: cannot write: No space left on device")
+    assert left(tmp_path) == ["s.pth"]
 
 
 @pytest.fixture
@@ -478,17 +517,34 @@ def process(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..
         one.communicate()
 
 
-def test_sigterm_in_the_middle_of_a_run(process, modelzip, school, tmp_path):
-    options = ("distill", school / "teacher.pt2", "--data", school / "train.npz", "--max-steps", 400, "-j", 1)
+SLOW = """
+import time
+from torch import nn
+
+class Slow(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.Dropout(0.1), nn.Linear(8, 3))
+
+    def forward(self, x):
+        time.sleep(0.02 * self.training)
+        return super().forward(x)
+"""
+
+
+def test_sigterm_in_the_middle_of_a_run(process, modelzip, school, tmp_path, tmp_path_factory):
+    slow = tmp_path_factory.mktemp("code") / "slow.py"
+    slow.write_text(SLOW)
+    data = ("--data", school / "train.npz", "-j", 1)
+    options = ("distill", school / "teacher.pt2", *data, "--student", f"{slow}:Slow", "--max-steps", 60)
     running = process(*options, "-o", "s.pt2")
-    assert running.stderr.readline().startswith("step 40 of 400")
+    assert running.stderr.readline().startswith("step 6 of 60")
     running.send_signal(signal.SIGTERM)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 143
     assert "stopped by SIGTERM" in err
     assert "student after" in out
     assert left(tmp_path) == ["s.pt2", "s.pt2.resume"]
-    assert modelzip("eval", "s.pt2", "--data", school / "train.npz", "-j", 1).exit_code == 0
+    assert modelzip("eval", "s.pt2", *data).exit_code == 0
 
     assert modelzip(*options, "-o", "s.pt2", "--resume").exit_code == 0
     assert modelzip(*options, "-o", "straight.pt2").exit_code == 0

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.fx import GraphModule
 
 from modelzip_cli.errors import BrokenCheckpoint, CannotWrite, FileNotThere, UsageError
 from modelzip_cli.running.channels import find_channels
@@ -32,11 +35,16 @@ def residual() -> Trainer:
         return trainer(Residual(8), steps=STEPS)
 
 
-def with_features() -> Trainer:
-    """A student that is cut from the teacher, with maps for what is inside."""
+@cache
+def _narrow() -> GraphModule:
     teacher = teacher_graph()
     channels = find_channels(teacher)
-    student = cut(teacher, channels, choose(teacher, channels, 0.5))
+    return cut(teacher, channels, choose(teacher, channels, 0.5))
+
+
+def with_features() -> Trainer:
+    """A student that is cut from the teacher, with maps for what is inside."""
+    teacher, student = teacher_graph(), copy.deepcopy(_narrow())
     features = Features(teacher, student, points().batch(np.arange(2)).inputs, "net", 0)
     return trainer(student, model_of(teacher), steps=STEPS, loss="features", features=features)
 

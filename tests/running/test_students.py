@@ -270,15 +270,17 @@ def test_students_that_do_not_exist(teacher, arch, error, message):
         made(teacher, StudentSpec(arch=arch), "weak")
 
 
-@pytest.fixture
-def files(tmp_path):
-    """Students as files: narrow.safetensors and wide.safetensors of the class, small.pt2 with its graph."""
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """narrow.safetensors and wide.safetensors hold weights of the class, small.pt2 and teacher.pt2 their graphs too."""
+    folder = tmp_path_factory.mktemp("students")
     for name, module in (("narrow", Residual(8)), ("wide", Residual())):
         content = student_bytes(model_of(module), ".safetensors", {}, points().batch(TRAIN[:2]))
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
-    small = model_of(Residual(4, layers=1))
-    (tmp_path / "small.pt2").write_bytes(student_bytes(small, ".pt2", {}, points().batch(TRAIN[:2])))
-    return tmp_path
+        (folder / f"{name}.safetensors").write_bytes(content)
+    for name, module in (("small", Residual(4, layers=1)), ("teacher", make_teacher()[0])):
+        content = student_bytes(model_of(module), ".pt2", {}, points().batch(TRAIN[:2]))
+        (folder / f"{name}.pt2").write_bytes(content)
+    return folder
 
 
 def test_a_graph_is_a_student(teacher, files):
@@ -296,11 +298,8 @@ def test_a_file_of_weights_is_a_student_of_the_class_of_the_teacher(teacher, fil
     assert narrow.model.module.stem.weight.shape == (8, 6)
 
 
-def test_a_file_of_weights_is_a_student_of_the_graph_of_the_teacher(files, tmp_path):
-    (tmp_path / "teacher.pt2").write_bytes(
-        student_bytes(model_of(make_teacher()[0]), ".pt2", {}, points().batch(TRAIN[:2]))
-    )
-    teacher = open_model(tmp_path / "teacher.pt2", Network())
+def test_a_file_of_weights_is_a_student_of_the_graph_of_the_teacher(files):
+    teacher = open_model(files / "teacher.pt2", Network())
     student = made(teacher, StudentSpec(arch=str(files / "wide.safetensors")), "weak")
     assert same_weights(student.model.module, open_model(files / "wide.safetensors", Network(f"{NET}:Residual")).module)
     with pytest.raises(WrongArchitecture, match=r"narrow.safetensors: does not fit --arch .*teacher.pt2"):
