@@ -21,7 +21,7 @@ from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.containers.torch_file import TorchFile
 from modelzip_cli.errors import BadData, FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
-from modelzip_cli.running.architecture import build, build_on_meta, describe
+from modelzip_cli.running.architecture import build, describe
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.inputs import Batch, Images, Wanted
 from modelzip_cli.running.perceptron import Perceptron, find_chain
@@ -191,19 +191,15 @@ def _with_arch(path: Path, network: Network, arch: str) -> Model:
         load_weights(model.module, load_file(path, key=network.key), label, shown)
         return replace(model, label=label, bytes=size, rung=f"the graph of {inert(place.name)}")
     tensors = load_file(path, key=network.key)
-    sketch = build_on_meta(arch, network.arguments)
-    if sketch is not None:
-        load_weights_on_meta(sketch, tensors, label, shown)
-    module = build(arch, network.arguments).float()  # as data come; a CPU computes little in shorter floats
+
+    def check(sketch: nn.Module) -> None:
+        on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        load_weights(sketch, on_meta, label, shown, takes_arguments=True)
+
+    module = build(arch, network.arguments, check=check).float()  # as data come; a CPU computes little in shorter ones
     load_weights(module, tensors, label, shown, takes_arguments=True)
     set_training(module, False)
     return Model(module, label, inert(arch), wanted_by(module), size)
-
-
-def load_weights_on_meta(sketch: nn.Module, tensors: Mapping[str, Tensor], label: str, shown: str) -> None:
-    """Check names and shapes against a network without memory, before one with memory is made."""
-    on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    load_weights(sketch, on_meta, label, shown, takes_arguments=True)
 
 
 def _exported(path: Path) -> Model:

@@ -15,6 +15,12 @@ from modelzip_cli.running.export import Exported, load_export
 from tests.exports import exported
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks here are too small for more, and the tests already run on every core."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _the_same_random_numbers_in_every_test() -> None:
     torch.manual_seed(0)
