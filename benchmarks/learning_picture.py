@@ -14,6 +14,7 @@ STYLE = """
   .after { fill: var(--after); } .before { fill: var(--before); }
   text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; }
   .title { fill: var(--ink); font-size: 15px; font-weight: 600; } .name { fill: var(--ink); }
+  .inside { fill: var(--back); text-anchor: end; }
 """
 
 
@@ -42,7 +43,7 @@ def picture(rows: Sequence[tuple[str, float, float]], teacher: float) -> str:
         out.append(
             f'<rect class="before" x="{LEFT}" y="{y + 15}" width="{across(before) - LEFT:.1f}" height="5" rx="1"/>'
         )
-        out.append(f'<text x="{across(after) + 6:.1f}" y="{y + 11}">{after:.1f}</text>')
+        out.append(f'<text class="inside" x="{across(after) - 6:.1f}" y="{y + 11}">{after:.1f}</text>')
     x = across(teacher)
     out.append(f'<line class="teacher" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}"/>')
     out.append(f'<text x="{x:.1f}" y="{TOP - 14}" text-anchor="middle">teacher {teacher:.1f}</text>')

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from common import HERE
 
 from modelzip_cli.running.data import DataOptions, open_data
-from modelzip_cli.running.distill import Asked, choose_lesson, choose_rows
+from modelzip_cli.running.distill import choose_rows
 from modelzip_cli.running.evaluate import evaluate
 from modelzip_cli.running.graph import set_training
+from modelzip_cli.running.lesson import Asked, choose_lesson
 from modelzip_cli.running.model import Network, open_model
 from modelzip_cli.running.students import StudentSpec, make_student
 from modelzip_cli.running.training import Trainer
@@ -61,9 +62,8 @@ def steps(rounds: int) -> float:
         batches=lambda: [examples.batch(train[:64]), examples.batch(train[64:128])],
         seed=0,
     )
-    trainer = Trainer(
-        teacher, student.model, examples, train, held, choose_lesson(asked, student, examples, len(train)), None
-    )
+    lesson = choose_lesson(asked, teacher, student.model, examples, train)
+    trainer = Trainer(teacher, student.model, examples, train, held, lesson, None)
     with np.load(SAMPLES / "digits_train.npz") as arrays:
         x, y = (
             torch.from_numpy(arrays["x"].astype(np.float32)[train]),

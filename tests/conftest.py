@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import gc
 import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,14 +17,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, settings
 
 from modelzip_cli.cli import app as program
 from modelzip_cli.kernels import jit
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program asks torch for; here torch may be loaded first
 
 PROGRAM = Path(sys.executable).with_name("modelzip")
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -32,6 +39,18 @@ UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthChe
 settings.register_profile("modelzip", max_examples=25, derandomize=True, **UNTIMED)
 settings.register_profile("thorough", max_examples=1000, **UNTIMED)  # pytest --hypothesis-profile=thorough
 settings.load_profile("modelzip")
+
+
+def pytest_collection() -> None:
+    """What is imported and collected stays: the garbage collector need not look at it again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on there is garbage; a collection takes as long as hundreds of tests, so it comes seldom."""
+    gc.enable()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,31 @@ def _compile_each_kernel_once(patch: pytest.MonkeyPatch, kernel_cache: Path) -> 
             return compile_it(kernel, signature)
 
     patch.setattr(Dispatcher, "compile", compile_alone)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_process_waits_for_no_disk() -> Iterator[None]:
+    """What has reached the disk shows after a power cut only; that the calls are made, and may fail, shows as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fdatasync"):
+            if hasattr(os, name):  # macOS has no fdatasync
+                patch.setattr(os, name, _refuse_what_has_no_disk)
+        yield
+
+
+def _refuse_what_has_no_disk(descriptor: int) -> None:
+    """Fail where `os.fsync` does: for what is closed, for pipes and for terminals."""
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_are_built_once() -> Iterator[None]:
+    """Typer makes them from the functions anew for every run; in a process of its own there is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,11 @@ def derived_name(path: Path, tag: str, suffix: str) -> str:
     return f"{stem}.{tag}{suffix}"
 
 
+def file_name(path: Path, tag: str, suffix: str) -> str:
+    """The same for an output that is a file, also where the source is a folder."""
+    return derived_name(path, tag, suffix) + (suffix if path.is_dir() else "")
+
+
 def output_name(path: Path, recipe: Recipe) -> str:
     """The name of a compressed output: native files are safetensors, dense ones are like their source."""
     suffix = ".safetensors" if recipe.layout == "native" else _suffix_like(path)

@@ -37,7 +37,7 @@ def prune_channels(
 
     Raises UsageError for those, and what cutting raises.
     """
-    from modelzip_cli.batch.names import derived_name
+    from modelzip_cli.batch.names import file_name
     from modelzip_cli.batch.run import output_folders
     from modelzip_cli.cli.data import quiet_torch
     from modelzip_cli.cli.progress import training_progress
@@ -55,7 +55,7 @@ def prune_channels(
         raise UsageError(f"--channels {share:g}: write the share of channels to keep, between 0 and 1, such as 0.5")
     path = paths[0]
     folder = output_dir if output_dir is not None else path.parent
-    target = output or folder / derived_name(path, f"c{100 * share:.6g}", ".pt2")
+    target = output or folder / file_name(path, f"c{100 * share:.6g}", ".pt2")
     files = parse_report_files(report, ("json", "md"))
     check_report_files(files, [path], [target])
     started = time.monotonic()

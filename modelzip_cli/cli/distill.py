@@ -36,9 +36,10 @@ from modelzip_cli.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from modelzip_cli.running.distill import Asked, Distilled
+    from modelzip_cli.running.distill import Distilled
+    from modelzip_cli.running.lesson import Asked
 
-LEARNING = "How it learns"
+EVALUATED = ("teacher", "before", "after", "quantized")  # the models of the table, as the report calls them
 
 
 def distill(
@@ -81,9 +82,7 @@ def distill(
     ] = "soft",
     labels: Annotated[
         float | None,
-        typer.Option(
-            "--labels", metavar="SHARE", help="Share of the labels in the loss: 0 none, 1 no teacher.", min=0, max=1
-        ),
+        typer.Option("--labels", metavar="SHARE", help="Share of the labels in the loss: 0 none, 1 no teacher."),
     ] = None,
     temperature: Annotated[
         str | None, typer.Option("--temperature", metavar="T|auto", help="Divides the scores; auto tries 1 and 4.")
@@ -134,12 +133,13 @@ def distill(
     A strong student is cut out of the teacher's weights and learns its outputs; a weak one begins with fresh weights.
     The first Ctrl-C ends the training and keeps the best student so far; --resume goes on from there.
     """
-    from modelzip_cli.batch.names import derived_name, output_name
+    from modelzip_cli.batch.names import file_name, output_name
     from modelzip_cli.batch.run import output_folders
     from modelzip_cli.cli.data import data_options, network_of, quiet_torch
     from modelzip_cli.cli.progress import training_progress
     from modelzip_cli.cli.show import show, write_reports
     from modelzip_cli.cli.values import (
+        check_between,
         check_report_files,
         parse_duration,
         parse_form,
@@ -149,24 +149,29 @@ def distill(
         parse_report_files,
         parse_temperature,
     )
-    from modelzip_cli.errors import Stopped
+    from modelzip_cli.errors import Stopped, UsageError
     from modelzip_cli.recipe import Recipe
 
     chosen, threads = parse_form(form, json), parse_jobs(jobs)
     files = parse_report_files(report, ("json", "md"))
     then_recipe = Recipe(scheme=then) if then is not None else None
+    if output is not None and output_dir is not None:
+        raise UsageError("-o names one output, --output-dir a folder: choose one")
+    check_between(labels, "--labels", 0, 1)
+    check_between(learning_rate, "--learning-rate", 1e-9, 1e3)
     with quiet_torch():
         from modelzip_cli.running.architecture import parse_arch_args
-        from modelzip_cli.running.distill import Asked, Watch, Where, distill, output_suffix
+        from modelzip_cli.running.distill import Watch, Where, distill, output_suffix
         from modelzip_cli.running.evaluate import METRICS
+        from modelzip_cli.running.lesson import Asked
         from modelzip_cli.running.students import check_choices, parse_student
 
         spec = parse_student(student, parse_ratio(ratio) if ratio else None, parse_arch_args(student_args))
         kind = kind or ("strong" if spec.is_cut else "weak")
         check_choices(kind, score, loss)
-        target = output or (output_dir or path.parent) / derived_name(path, "student", output_suffix(path, spec))
+        target = output or (output_dir or path.parent) / file_name(path, "student", output_suffix(path, spec))
         quantized = target.with_name(output_name(target, then_recipe)) if then_recipe is not None else None
-        check_report_files(files, [path], [target])
+        check_report_files(files, [path], [target] if quantized is None else [target, quantized])
         asked = Asked(
             spec,
             kind,
@@ -210,45 +215,53 @@ def distill(
         for made in found.outputs:
             print(made)
     else:
-        show(chosen, lambda: _values(found, asked, path), blocks)
-    write_reports(files, lambda: _values(found, asked, path), blocks)
+        show(chosen, lambda: _values(found, asked, path, key), blocks)
+    write_reports(files, lambda: _values(found, asked, path, key), blocks)
     if found.stopped is not None:
         raise Stopped(found.stopped)
 
 
-def _values(found: Distilled, asked: Asked, path: Path) -> dict[str, Any]:
+def _values(found: Distilled, asked: Asked, path: Path, key: str | None) -> dict[str, Any]:
     from modelzip_cli import __version__
-    from modelzip_cli.errors import inert
-    from modelzip_cli.report import SCHEMA_VERSION
+    from modelzip_cli.report import SCHEMA_VERSION, finite
     from modelzip_cli.reporting import describe_source, peak_rss
-    from modelzip_cli.running.distill import as_json
     from modelzip_cli.source import open_source
 
-    sides = []
-    for made in (path, found.outputs[0]):
-        source = open_source(made)
-        sides.append(describe_source(source))
-        source.close()
-    output = {"path": inert(str(found.outputs[0])), "container": sides[1].container, "bytes": sides[1].bytes}
+    source = open_source(path, key=key)
+    described = describe_source(source).to_json(source=True)
+    source.close()
+    outputs = [_output(made) for made in found.outputs]
+    history = [
+        {name: finite(value, 6) if isinstance(value, float) else value for name, value in point.items()}
+        for point in found.state.history
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "modelzip": __version__,
         "command": "distill",
-        "source": sides[0].to_json(source=True),
-        "output": {**output, "layout": "dense"},
-        "recipe": {**as_json(asked), "lesson": found.lesson.to_json()},
-        "evaluation": {row.label: row.evaluation.to_json() for row in found.rows},
+        "source": described,
+        "output": outputs[0],
+        "quantized": outputs[1] if len(outputs) > 1 else None,
+        "recipe": {**asked.to_json(), "lesson": found.lesson.to_json()},
+        "evaluation": dict(zip(EVALUATED, (row.evaluation.to_json() for row in found.rows), strict=False)),
         "training": {
             "steps": found.state.step,
             "best_step": found.state.best_step,
             "ended": found.state.ended or None,
-            "history": [
-                {**point, "loss": None if point["loss"] != point["loss"] else point["loss"]}
-                for point in found.state.history
-            ],
+            "history": history,
         },
         "notes": [*found.notes],
         "gates": [vars(gate) for gate in found.gates],
         "warnings": [*found.warnings],
         "timing": {"seconds": round(found.seconds, 3), "peak_rss_bytes": peak_rss()},
     }
+
+
+def _output(path: Path) -> dict[str, Any]:
+    from modelzip_cli.reporting import describe_source
+    from modelzip_cli.source import open_source
+
+    source = open_source(path)
+    made = describe_source(source)
+    source.close()
+    return {**made.to_json(source=False), "layout": "native" if made.compressed else "dense"}

@@ -14,7 +14,8 @@ from modelzip_cli.single import Begin, no_progress
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from modelzip_cli.running.training import Lesson, State
+    from modelzip_cli.running.lesson import Lesson
+    from modelzip_cli.running.training import State
 
 LINE_SECONDS = 30.0  # between lines in a log
 BAR_SECONDS = 0.5  # a run that is done sooner needs no bar

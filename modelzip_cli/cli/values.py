@@ -61,6 +61,12 @@ def parse_temperature(text: str | None) -> float | None:
     return value
 
 
+def check_between(value: float | None, option: str, least: float, most: float) -> None:
+    """Refuse a number outside of a range, and what is none. Raises UsageError."""
+    if value is not None and not least <= value <= most:
+        raise UsageError(f"{option} {value:g}: write a number from {least:g} to {most:g}")
+
+
 def parse_gate(text: str, metrics: tuple[str, ...]) -> tuple[str, float]:
     """Read `METRIC=VALUE`. Raises UsageError."""
     metric, separator, value = text.partition("=")

@@ -82,7 +82,7 @@ def distillation_blocks(found: Distilled, outputs: Sequence[tuple[str, int]], th
         ("measured", f"on {found.tested_on}; {_threads(threads)}"),
         *(("output", f"{path}  {size(count)}") for path, count in outputs),
         *(("warning", warning) for warning in found.warnings),
-        *([("resume", f"the same command with --resume goes on from step {state.step:,}")] if found.stopped else []),
+        *([("resume", f"the same command with --resume goes on from step {state.step:,}")] if found.can_resume else []),
         *_gate_lines(found.gates),
     ]
     heading = f"{found.teacher.label}: {found.teacher.parameters:,} parameters -> {found.student.parameters:,}"

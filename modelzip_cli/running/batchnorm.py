@@ -67,15 +67,15 @@ def _each_batch_for_itself(module: nn.Module) -> Iterator[list[Statistics]]:
             module.recompile()
         return
     layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]
-    kept_momenta = [(layer.momentum, layer.training) for layer in layers]
+    kept_modes = [(layer.momentum, layer.training, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
-        layer.momentum = 1.0
+        layer.momentum, layer.num_batches_tracked = 1.0, None
         layer.train()
     try:
         yield [(layer.running_mean, layer.running_var) for layer in layers]  # type: ignore[misc]
     finally:
-        for layer, (momentum, training) in zip(layers, kept_momenta, strict=True):
-            layer.momentum = momentum
+        for layer, (momentum, training, count) in zip(layers, kept_modes, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
             layer.train(training)
 
 

@@ -87,7 +87,7 @@ def convolution(call: Call) -> Axes:
         call.unify(channels, weight[not transposed])
         outputs = weight[transposed]
     else:
-        weight, groups = call.weight("weight"), call.spaces.open(call["groups"])
+        weight, groups = call.weight("weight"), call.spaces.new(call["groups"])
         inputs, outputs = (
             repeated(groups, shape[-space - 1] // call["groups"]) for shape in (call.sizes("input"), call.shape)
         )
@@ -192,6 +192,11 @@ def size(call: Call) -> Axes:
     return ()
 
 
+def constant(call: Call) -> list[Axes]:
+    """`new_zeros` and its like: of what goes in they take dtype and device alone."""
+    return call.opaque("makes a constant of this length")
+
+
 def assertion(call: Call) -> Axes:
     """`_assert_tensor_metadata`, mostly of a dtype: nothing comes out, and a size that it asks for must stay."""
     for axis in call.first if call["size"] else ():
@@ -247,6 +252,7 @@ RULES: dict[str, Rule] = {
     **_all("select unbind", shapes.picked),
     "index": shapes.index,
     **_all("pixel_shuffle pixel_unshuffle channel_shuffle", refused("moves channels to other places")),
+    **_all("new_zeros new_ones new_full new_empty", constant),
     "sym_size": size,
     "_assert_tensor_metadata": assertion,
 }

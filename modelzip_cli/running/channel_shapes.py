@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from modelzip_cli.running.channel_spaces import Axis, repeated
-from modelzip_cli.running.channel_trace import FIRST_PRIME, Axes, Call, Refused
+from modelzip_cli.running.channel_trace import DYNAMIC, Axes, Call, Refused
 
 PICKS = "picks some of the channels"
 MERGES = "merges the channels with another axis"
@@ -42,7 +42,7 @@ def reshape(call: Call) -> Axes:
     for old, new in _blocks(before, after):
         merged = _merge(call, call.first[old], before[old])
         found.extend(_divide(call, merged, after[new]))
-    return _stated(call, tuple(found), first=call["dim"] if call.name == "unflatten" else 0)
+    return _stated(call, tuple(found), first=call.dim() if call.name == "unflatten" else 0)
 
 
 def _stated(call: Call, axes: Axes, first: int = 0) -> Axes:
@@ -50,7 +50,7 @@ def _stated(call: Call, axes: Axes, first: int = 0) -> Axes:
     for argument in ("size", "shape", "sizes"):
         for item, length in enumerate(call[argument] or ()):
             if isinstance(length, int) and length > 0:
-                call.count(axes[first % len(axes) + item], argument, item)
+                call.count(axes[first + item], argument, item)
     if call["other"]:  # expand_as, view_as
         return tuple(map(call.unify, axes, call.axes("other")))
     return axes
@@ -74,10 +74,10 @@ def _merge(call: Call, axes: Sequence[Axis], shape: Sequence[int]) -> Axis:
     """One axis out of several. Channels that come first are repeated; behind another axis they have no order."""
     long = [(axis, length) for axis, length in zip(axes, shape, strict=True) if length != 1]
     inner = prod(length for _, length in long[1:])
-    if any(call.spaces.is_free(axis) for axis, _ in long[1:]) or inner >= FIRST_PRIME:
+    if any(call.spaces.is_free(axis) for axis, _ in long[1:]) or inner >= DYNAMIC:
         for axis, _ in long:
             call.freeze(axis, MERGES)
-    return repeated(long[0][0], inner) if long and inner < FIRST_PRIME else ()
+    return repeated(long[0][0], inner) if long and inner < DYNAMIC else ()
 
 
 def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
@@ -85,14 +85,14 @@ def _divide(call: Call, axis: Axis, shape: Sequence[int]) -> Axes:
     [heads, features], [channels, height, width]. In [3, heads, features] it is the second: a head goes from all three.
     """
     long = [place for place, length in enumerate(shape) if length != 1]
-    if not axis or not long or max(shape) >= FIRST_PRIME:
+    if not axis or not long or max(shape) >= DYNAMIC:
         call.freeze(axis, DIVIDES)
         return ((),) * len(shape)
     stacked = len(long) > 2 and shape[long[0]] in (2, 3)  # queries, keys and values, or the last two of them
     place, rest = long[stacked], long[stacked + 1 :]
     part = axis
     if len(long) > 1:
-        part = call.spaces.open(shape[place])
+        part = call.spaces.new(shape[place])
         whole = repeated(part, prod(shape[other] for other in rest)) * prod(shape[other] for other in long[:stacked])
         call.unify(axis, whole, why=DIVIDES)
     return tuple(part if other == place else () for other in range(len(shape)))

@@ -37,7 +37,7 @@ class Spaces:
         self._parts: dict[int, Axis] = {}  # what a space turned out to consist of; the others are final
         self._frozen: dict[int, str] = {}
 
-    def open(self, size: int, frozen: str | None = None) -> Axis:
+    def new(self, size: int, frozen: str | None = None) -> Axis:
         """A new space of `size` channels as an axis; `frozen`: why it must stay whole, None where it need not."""
         self._sizes.append(size)
         axis = (Segment(len(self._sizes) - 1),)
@@ -102,7 +102,7 @@ class Spaces:
             if length > position:
                 if position % segment.repeat:
                     self.freeze(axis, reason)
-                    return before + self.open(position, reason), self.open(self.positions(rest) - position, reason)
+                    return before + self.new(position, reason), self.new(self.positions(rest) - position, reason)
                 self._cut(segment.space, position // segment.repeat)
                 rest = self.resolve(rest)
                 continue
@@ -133,7 +133,7 @@ class Spaces:
         return True
 
     def _cut(self, space: int, channels: int) -> None:
-        self._bind(space, self.open(channels) + self.open(self._sizes[space] - channels))
+        self._bind(space, self.new(channels) + self.new(self._sizes[space] - channels))
 
     def _bind(self, space: int, parts: Axis) -> None:
         self._parts[space] = parts

@@ -26,7 +26,8 @@ Shape = tuple[int, ...]
 Rule = Callable[["Call"], Axes | list[Axes]]  # a list where results differ in their axes
 
 OUTPUT = "the model's output"  # why what the model gives stays as it is
-FIRST_PRIME = 10**9  # what stands for dynamic sizes; no axis with channels is as long
+DYNAMIC = 10**9  # sizes from here on stand for dynamic ones; no axis with channels is as long
+FIRST_PRIME = 10**15  # of those that stand for symbols: fractions of them are dynamic too
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,8 @@ class Trace:
         self.counted: list[Counted] = []
         self.normalised: list[Axis] = []
         self._module, self._rules = module, rules
-        self._module, self._rules = module, rules
         self._results: dict[Node, list[Axes]] = {}
-        self._tensors: dict[
-            Tensor, Axes
-        ] = {}  # tensors are keys by identity, so tied parameters have the same channels
+        self._tensors: dict[Tensor, Axes] = {}  # by identity, as tensors are compared: ties have the same channels
         self._primes: dict[Any, int] = {}
         for node in module.graph.nodes:
             self._results[node] = self._met(node)
@@ -73,7 +71,7 @@ class Trace:
 
     def shapes(self, node: Node) -> list[Shape]:
         """The shape of each result of `node`. A dynamic size is a large prime, so that products tell sizes apart."""
-        given = node.meta["val"]
+        given = node.meta["val"] if node.op == "call_function" else node.meta.get("val")
         if not isinstance(given, (list, tuple)):
             given = [given] if isinstance(given, Tensor) else []
         return [tuple(map(self._size, tensor.shape)) if isinstance(tensor, Tensor) else () for tensor in given]
@@ -81,7 +79,7 @@ class Trace:
     def opaque(self, node: Node, reason: str) -> list[Axes]:
         """Results whose channels, if they have any, must all stay."""
         return [
-            tuple(self.spaces.open(size, reason) if 1 < size < FIRST_PRIME else () for size in shape)
+            tuple(self.spaces.new(size, reason) if 1 < size < DYNAMIC else () for size in shape)
             for shape in self.shapes(node)
         ]
 
@@ -113,7 +111,7 @@ class Trace:
         if not isinstance(tensor, Tensor):
             return []
         if tensor not in self._tensors:
-            self._tensors[tensor] = tuple(self.spaces.open(size) if size else () for size in tensor.shape)
+            self._tensors[tensor] = tuple(self.spaces.new(size) if size else () for size in tensor.shape)
         self.parameters[name] = self._tensors[tensor]
         return [self.parameters[name]]
 
@@ -241,11 +239,15 @@ class Call:
         for given in self.tensors:
             for axis in self.trace.axes(given):
                 self.freeze(axis, why)
+        return self.opaque(why)
+
+    def opaque(self, why: str) -> list[Axes]:
+        """Results of which nothing is known, so that what meets them must stay whole."""
         return self.trace.opaque(self.node, self._reason(why))
 
     def _reason(self, why: str) -> str:
         stack = [path for path, _ in (self.node.meta.get("nn_module_stack") or {}).values() if path]
-        return inert(f"{stack[-1] if stack else self.node.name}: {self.name} {why}")
+        return inert(f"{stack[-1]}: {self.name} {why}" if stack else f"{self.node.name} {why}")
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -3,67 +3,47 @@
 from __future__ import annotations
 
 import copy
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from modelzip_cli import __version__, load_file
 from modelzip_cli.containers.atomic import write_bytes
 from modelzip_cli.errors import BadData, CannotWrite, GateFailed, ModelzipError, OutputExists, UsageError, inert
-from modelzip_cli.output import check_output
+from modelzip_cli.output import SUFFIXES, check_output
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.report import Gate
 from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, evaluate, largest_class, use_threads
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
+from modelzip_cli.running.labels import check_labels
+from modelzip_cli.running.lesson import Asked, Lesson, choose_lesson
 from modelzip_cli.running.model import Model, Network, open_model
 from modelzip_cli.running.perceptron import settled
-from modelzip_cli.running.resume import load_point, resume_path, save_point
+from modelzip_cli.running.resume import Point, read_point, restore, resume_path, save_point
+from modelzip_cli.running.signals import interruptible
 from modelzip_cli.running.student_file import student_bytes
 from modelzip_cli.running.students import Student, StudentSpec, calibration, make_student
-from modelzip_cli.running.training import Lesson, State, Trainer, better_temperature
+from modelzip_cli.running.training import TEMPERATURES, State, Trainer, better_temperature
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.single import Settings, compress_file
 
 HELD_SHARE, HELD_MOST, HELD_SEQUENCES = 0.1, 1000, 128  # of the data; examples, or sequences of them, at most
-BATCH, SEQUENCES = 64, 16  # examples of a step
-MANY_EPOCHS = 10  # from which a high temperature pays for pictures
-EPOCHS, LEAST_STEPS = 20, 300
-LEARNING_RATE = 3e-3  # from fresh weights; a student that begins with the teacher's takes a share of it
-CUT_SHARE, CUT_SHARE_SEQUENCES = 0.5, 0.2
-SMALL_PARAMETERS = 1e6  # above, the learning rate falls with the square root of the size
-CLEARLY = 2.0  # standard errors by which a teacher must be better than always giving the most frequent answer
+PROBE = (
+    "The 3 quick brown foxes jump over the lazy dog: Ünïcödé, naïve café, 42%!"  # two tokenizers should differ in it
+)
+CHECKED = 128  # examples on which a teacher has to be better than always giving the most frequent answer
+CLEARLY = 2.0  # standard errors by which it has to be; where few examples allow none, half of what is left to 1
 
 
 class TeacherAtChance(ModelzipError):
     """The teacher is no better on the data than always giving the most frequent answer: nothing can be learnt of it."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What `distill` was asked for; None: the default for the data."""
-
-    spec: StudentSpec
-    kind: str = "strong"
-    score: str = "l2"
-    loss: str = "soft"
-    labels: float | None = None
-    temperature: float | None = None  # 0: try which
-    learning_rate: float | None = None
-    batch: int | None = None
-    limit: int | None = None
-    steps: int | None = None
-    seconds: float | None = None
-    seed: int = 0
-    then: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +72,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What became of a run."""
+    """What became of a run. `stopped`: the signal that ended it before it was over."""
 
     teacher: Model
     student: Model
@@ -107,11 +87,8 @@ class Distilled:
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     seconds: float
-    stopped: int | None = None  # the signal that ended it
-
-    def row(self, label: str) -> Evaluation:
-        """The evaluation of one of teacher, before, after."""
-        return next(row.evaluation for row in self.rows if row.label == label)
+    stopped: int | None = None
+    can_resume: bool = False
 
 
 @dataclass
@@ -128,26 +105,24 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     """Carry out `asked`: nothing is written before the student was trained, evaluated and has passed its gates."""
     started = time.monotonic()
     use_threads(where.threads)
-    check_output(where.teacher, where.output, force=where.force or where.resume, dry_run=False, make_folders=False)
-    point = resume_path(where.output)
-    if point.exists() and not (where.resume or where.force):
-        raise OutputExists(f"{inert(str(point))}: a run was stopped here: --resume goes on from it, -f begins anew")
+    check_outputs(where)
+    point = read_point(resume_path(where.output)) if where.resume else None
     watch.say("opening the teacher")
     teacher = open_model(where.teacher, where.network)
     examples = open_data(where.data, teacher.wanted, where.options)
-    train, held = choose_rows(examples, asked)
     tested = open_data(where.test, teacher.wanted, where.options) if where.test else examples
+    watch.warnings += [*examples.warnings, *(tested.warnings if where.test else ())]
+    train, held = choose_rows(examples, asked)
     tested_rows = chosen_rows(tested, None) if where.test else held
     teacher = settled(teacher, examples, train)
-    teacher.check(examples.batch(train[:2]))
-    watch.warnings += [*examples.warnings, *(tested.warnings if where.test else ())]
 
     def measure(model: Model, *, latency: bool = True) -> Evaluation:
         return evaluate(model, tested, tested_rows, reference=teacher, latency=latency)
 
     watch.say("evaluating the teacher")
+    check_teacher(teacher, examples, train, asked.seed)
     rows = [Row("teacher", measure(teacher))]
-    check_teacher(rows[0].evaluation, tested, tested_rows, teacher.label)
+    require_known(watch.gates, rows[0].evaluation)
 
     watch.say(f"making the student: {asked.spec}")
     student = make_student(
@@ -159,47 +134,36 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
         batches=lambda: calibration(examples, train, asked.seed, teacher),
         seed=asked.seed,
     )
-    check_student(student.model, teacher, examples.batch(train[:2]))
+    example = examples.batch(train[:2])
+    check_student(student.model, teacher, example)
+    if where.output.suffix == ".pt2" and not student.model.is_graph:
+        student_bytes(student.model, ".pt2", {}, example)  # what cannot be exported should say so before it has learnt
     rows.append(Row("before", measure(student.model, latency=False)))
 
-    lesson = choose_lesson(asked, student, examples, len(train))
+    lesson = choose_lesson(asked, teacher, student.model, examples, train)
     make = trainer_maker(teacher, student, examples, train, held)
-    with interruptible() as stopped:
-        if asked.temperature == 0:
-            watch.say("trying temperatures 1 and 4")
-            lesson = replace(lesson, temperature=better_temperature(make, lesson, lambda: bool(stopped())))
-        trainer = make(lesson)
-        marks = fingerprint(where, asked, lesson, examples)
-        if where.resume:
-            load_point(point, trainer, marks)
-
-        def save(state: State) -> None:
-            if not state.ended or stopped():
-                try:
-                    save_point(point, trainer, marks)
-                except CannotWrite as error:  # the run is worth more than its resume point
-                    watch.warnings.append(f"no resume point at step {state.step}: {error}")
-
-        state = trainer.run(save, lambda: bool(stopped()), lambda state: watch.step(state, lesson))
-        signal_number = stopped()
-    if state.ended:
-        watch.warnings.append(f"{state.ended}: the student is that of step {state.best_step}")
+    lesson, state, signal_number = teach(asked, where, watch, lesson, make, point, examples)
 
     watch.say("writing the student")
-    data = student_bytes(
-        student.model, where.output.suffix, recipe_of(where, asked, lesson, state), examples.batch(train[:2])
-    )
+    data = student_bytes(student.model, where.output.suffix, recipe_of(where, asked, lesson, state), example)
     final = replace(student.model, bytes=len(data))
     rows[1] = replace(rows[1], evaluation=replace(rows[1].evaluation, bytes=len(data)))
     rows.append(Row("after", measure(final)))
-    gates = require(check_gates(watch.gates, rows[-1].evaluation))
-    write_bytes(where.output, data, replace=where.force or where.resume)
-    outputs = [where.output]
-    if asked.then is not None and where.quantized is not None:
-        outputs.append(where.quantized)
-        rows.append(quantize(asked.then, where, where.quantized, final, measure))
-    if signal_number is None:
-        point.unlink(missing_ok=True)
+    unfinished = [] if state.stopped else [resume_path(where.output)]
+    try:
+        gates = require(check_gates(watch.gates, rows[-1].evaluation))
+        write_bytes(where.output, data, replace=where.force or where.resume)
+        outputs = [where.output]
+        if asked.then is not None and where.quantized is not None:
+            rows.append(quantize(asked.then, where, where.quantized, final, measure))
+            outputs.append(where.quantized)
+            unfinished += outputs
+            gates = require(check_gates(watch.gates, rows[-1].evaluation))
+    except GateFailed:
+        remove(unfinished)
+        raise
+    if not state.stopped:
+        remove([resume_path(where.output)])
     return Distilled(
         teacher,
         final,
@@ -215,7 +179,60 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
         tuple(watch.warnings),
         time.monotonic() - started,
         signal_number,
+        can_resume=state.stopped and resume_path(where.output).exists(),
     )
+
+
+def teach(
+    asked: Asked,
+    where: Where,
+    watch: Watch,
+    lesson: Lesson,
+    make: Callable[[Lesson], Trainer],
+    point: Point | None,
+    examples: Examples,
+) -> tuple[Lesson, State, int | None]:
+    """Let the student learn, from `point` on if there is one; gives the lesson, how it went, and what signal ended it.
+
+    A resume point that cannot be written is a warning: the run is worth more.
+    """
+    with interruptible() as signalled:
+        if asked.temperature == 0 and point is not None:
+            chosen = point.fingerprint.get("temperature")
+            lesson = replace(lesson, temperature=chosen) if chosen in TEMPERATURES else lesson
+        elif asked.temperature == 0:
+            watch.say("trying temperatures 1 and 4")
+            lesson = replace(lesson, temperature=better_temperature(make, lesson, lambda: bool(signalled())))
+        trainer = make(lesson)
+        marks = fingerprint(where, asked, lesson, examples)
+        if point is not None:
+            restore(trainer, point, marks)
+        lost: list[str] = []
+
+        def save(state: State) -> None:
+            try:
+                save_point(resume_path(where.output), trainer, marks)
+            except CannotWrite as error:
+                lost.append(f"no resume point at step {state.step}: {error}")
+
+        state = trainer.run(save, lambda: bool(signalled()), lambda state: watch.step(state, lesson))
+        watch.warnings += lost[:1]
+        if state.ended:
+            watch.warnings.append(f"{state.ended}: the student is that of step {state.best_step}")
+        return lesson, state, signalled() if state.stopped else None
+
+
+def check_outputs(where: Where) -> None:
+    """Refuse, before any work, outputs that cannot be written or are there already."""
+    shown, again = inert(str(where.output)), where.force or where.resume
+    if where.output.suffix not in (".pt2", *SUFFIXES):
+        raise UsageError(f"{shown}: a student is a file, whose suffix says what is in it: .pt2, {', '.join(SUFFIXES)}")
+    for path in (where.output, where.quantized):
+        if path is not None:
+            check_output(where.teacher, path, force=again, dry_run=False, make_folders=False)
+    point = resume_path(where.output)
+    if point.exists() and not again:
+        raise OutputExists(f"{inert(str(point))}: a run was stopped here: --resume goes on from it, -f begins anew")
 
 
 def output_suffix(teacher: Path, spec: StudentSpec) -> str:
@@ -235,62 +252,44 @@ def choose_rows(examples: Examples, asked: Asked) -> tuple[Rows, Rows]:
     return train, held[:most] if len(held) > most else held
 
 
-def check_teacher(found: Evaluation, examples: Examples, rows: Rows, label: str) -> None:
-    """Refuse a teacher that is no better than the most frequent label, and labels that are all the same."""
-    most = largest_class(examples, rows)
-    if most is None or found.accuracy is None:
+def check_teacher(teacher: Model, examples: Examples, rows: Rows, seed: int) -> None:
+    """Refuse data that do not fit the teacher, and a teacher that is no better on them than the most frequent label."""
+    check_labels(examples, teacher.check(examples.batch(rows[:2])).shape[-1])
+    some = np.sort(rows[order(len(rows), seed, "checked")[:CHECKED]])
+    most = largest_class(examples, some)
+    if most is None:
         return
     if most == 1:
-        raise BadData(f"{examples.label}: all labels are the same: accuracy would say nothing")
-    error = (most * (1 - most) / max(1, found.labels)) ** 0.5
-    if found.accuracy <= most + CLEARLY * error:
+        raise BadData(
+            f"{examples.label}: the labels of {len(some)} examples are all the same: accuracy would say nothing"
+        )
+    found = evaluate(teacher, examples, some, latency=False)
+    error = (most * (1 - most) / found.labels) ** 0.5
+    if found.accuracy is not None and found.accuracy <= most + min(CLEARLY * error, (1 - most) / 2):
         hint = (
             "are these the tokens that it was trained on?"
             if examples.a_label_a_position
             else "are inputs prepared as in its training (--mean, --std), and labels in its order?"
         )
         raise TeacherAtChance(
-            f"{label}: the teacher is right in {found.accuracy:.1%} of {found.labels:,} cases, and always giving the "
-            f"most frequent answer would be in {most:.1%}: {hint}"
+            f"{teacher.label}: the teacher is right in {found.accuracy:.1%} of {found.labels:,} cases, and always "
+            f"giving the most frequent answer would be in {most:.1%}: {hint}"
         )
 
 
 def check_student(student: Model, teacher: Model, batch: Batch) -> None:
     """Refuse a student whose scores are not for the same classes or tokens. Raises UsageError."""
+    reads = [model.wanted.tokenizer for model in (teacher, student)]
+    if all(reads) and len({tuple(read(PROBE)) for read in reads if read is not None}) > 1:
+        raise UsageError(
+            f"{student.label}: has another tokenizer than {teacher.label}: their scores are for different tokens"
+        )
     ours, theirs = student.check(batch).shape, teacher.check(batch).shape
     if ours != theirs:
         raise UsageError(
             f"{student.label}: gives scores {[*ours]} where {teacher.label} gives {[*theirs]}: teacher and student "
             "need the same classes, or the same tokens"
         )
-
-
-def choose_lesson(asked: Asked, student: Student, examples: Examples, count: int) -> Lesson:
-    """Fill in the defaults: measured figures stand in docs/distill.md."""
-    sequences = examples.a_label_a_position
-    batch = asked.batch or (SEQUENCES if sequences else BATCH)
-    steps = asked.steps or max(LEAST_STEPS, EPOCHS * count // batch)
-    pictures = examples.batch(order(len(examples), 0)[:1]).inputs[0].ndim == 4
-    hot = pictures and steps * batch >= MANY_EPOCHS * count
-    labels = (0.1 if hot else 0.5) if asked.labels is None else asked.labels
-    if not examples.labelled:
-        if asked.labels:
-            raise UsageError(f"{examples.label} has no labels: leave --labels away")
-        labels = 0.0
-    parameters = student.model.parameters
-    rate = LEARNING_RATE * min(1.0, (SMALL_PARAMETERS / max(1, parameters)) ** 0.5)
-    if asked.kind == "strong":
-        rate *= CUT_SHARE_SEQUENCES if sequences else CUT_SHARE
-    return Lesson(
-        asked.loss,
-        asked.temperature or (4.0 if hot else 1.0),
-        labels,
-        asked.learning_rate or float(f"{rate:.3g}"),
-        batch,
-        steps,
-        asked.seed,
-        asked.seconds,
-    )
 
 
 def trainer_maker(
@@ -311,32 +310,9 @@ def trainer_maker(
             assert isinstance(graph, torch.fx.GraphModule)
             inputs = examples.batch(train[:2]).inputs
             features = Features(student.teacher_graph, graph, inputs, teacher.label, lesson.seed)
-        if lesson.loss == "jacobian" and not examples.batch(train[:1]).inputs[0].is_floating_point():
-            raise UsageError(f"--loss jacobian follows gradients to the input, and {examples.label} holds tokens")
         return Trainer(teacher, student.model, examples, train, held, lesson, features)
 
     return make
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], int | None]]:
-    """Let the first signal to stop be seen by who asks, so that no step is torn; a second one stops at once."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for other, handler in before.items():
-            signal.signal(other, handler)
-
-    for watched in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(watched) is not signal.SIG_IGN:
-            before[watched] = signal.signal(watched, note)
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fingerprint(where: Where, asked: Asked, lesson: Lesson, examples: Examples) -> dict[str, Any]:
@@ -372,6 +348,11 @@ def recipe_of(where: Where, asked: Asked, lesson: Lesson, state: State) -> dict[
     }
 
 
+def require_known(gates: tuple[tuple[str, float], ...], found: Evaluation) -> None:
+    """Raise GateFailed for a gate that no student could pass, for want of labels."""
+    require(tuple(gate for gate in check_gates(gates, found) if gate.value is None))
+
+
 def require(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
     """Raise GateFailed for the first gate that was not passed."""
     for gate in gates:
@@ -381,6 +362,12 @@ def require(gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
     return gates
 
 
+def remove(paths: list[Path]) -> None:
+    """Remove files, those that are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def quantize(scheme: str, where: Where, path: Path, student: Model, measure: Callable[[Model], Evaluation]) -> Row:
     """Quantize the student that was just written, into `path`, and see what it still does."""
     settings = Settings(where.threads, force=where.force or where.resume)
@@ -388,9 +375,3 @@ def quantize(scheme: str, where: Where, path: Path, student: Model, measure: Cal
     module = copy.deepcopy(student.module)
     load_weights(module, load_file(path), inert(str(path)), "the student")
     return Row(scheme, measure(replace(student, module=module, bytes=path.stat().st_size)))
-
-
-def as_json(asked: Asked) -> Mapping[str, Any]:
-    """What was asked, as the report holds it."""
-    values = {name: value for name, value in asdict(asked).items() if value is not None and name != "spec"}
-    return {"student": str(asked.spec), **values}

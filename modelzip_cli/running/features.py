@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
 
 from modelzip_cli.errors import ModelzipError, UsageError
 from modelzip_cli.running.graph import set_training
@@ -16,6 +17,21 @@ from modelzip_cli.running.losses import features_loss
 
 MOST = 8  # features that are matched, evenly spaced
 ACTIVATIONS = ("relu", "gelu", "silu", "hardswish", "tanh", "sigmoid", "leaky_relu", "elu", "mish")
+
+
+class Map(nn.Module):
+    """A linear map from the student's channels to the teacher's; nothing where a value has the same shape in both."""
+
+    def __init__(self, ours: torch.Size, theirs: torch.Size) -> None:
+        super().__init__()
+        self._axis = next((axis for axis, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), 0)
+        inputs, outputs = ours[self._axis], theirs[self._axis]
+        self._linear = nn.Linear(inputs, outputs, bias=False) if self._axis else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, ..., channels, ...] -> the same with the teacher's channels."""
+        mapped: Tensor = self._linear(x.movedim(self._axis, -1))
+        return mapped.movedim(-1, self._axis)
 
 
 class Features:
@@ -35,7 +51,7 @@ class Features:
         torch.manual_seed(seed)
         with torch.no_grad():
             theirs, ours = self._teacher(*inputs)[1:], self._student(*inputs)[1:]
-        self._maps = nn.ModuleList(_map(a, b) for a, b in zip(ours, theirs, strict=True))
+        self._maps = nn.ModuleList(Map(a.shape, b.shape) for a, b in zip(ours, theirs, strict=True))
         set_training(self._student, True)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -47,7 +63,7 @@ class Features:
         with torch.no_grad():
             wanted, *theirs = self._teacher(*inputs)
         scores, *ours = self._student(*inputs)
-        mapped = [_apply(layer, x) for layer, x in zip(self._maps, ours, strict=True)]
+        mapped = [layer(x) for layer, x in zip(self._maps, ours, strict=True)]
         return scores.float(), wanted.float(), features_loss(mapped, theirs)
 
 
@@ -71,20 +87,5 @@ def _giving(module: GraphModule, names: list[str]) -> GraphModule:
     (output,) = end.args
     scores = output if isinstance(output, Node) else output[0]
     end.args = ((scores, *(nodes[name] for name in names)),)
+    graph.set_codegen(CodeGen())  # that of an export packs the outputs that there were
     return GraphModule(module, graph, class_name=type(module).__name__)
-
-
-def _axis(x: Tensor) -> int:
-    """Where the channels are: second of pictures and vectors, last of sequences."""
-    return -1 if x.ndim == 3 else 1
-
-
-def _map(ours: Tensor, theirs: Tensor) -> nn.Module:
-    inputs, outputs = ours.shape[_axis(ours)], theirs.shape[_axis(theirs)]
-    return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
-
-
-def _apply(layer: nn.Module, x: Tensor) -> Tensor:
-    axis = _axis(x)
-    mapped: Tensor = layer(x.movedim(axis, -1))
-    return mapped.movedim(-1, axis)

@@ -12,65 +12,60 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from modelzip_cli.running.layers import state_of
+from modelzip_cli.running.layers import attribute, state_of
 
 SMALL = 0.02
-aten = torch.ops.aten
-MATRICES = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose2d", "addmm", "matmul", "mm")
-NORMS = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
+MATRICES = {"linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+MATRICES |= {"addmm", "matmul", "mm"}
+NORMS = {"batch_norm": 1, "instance_norm": 1, "layer_norm": 2, "group_norm": 2, "rms_norm": 2}  # the weight's place
+
+Use = tuple[str, int]  # an operation, and the place among its arguments
 
 
 def initialise(module: GraphModule, seed: int) -> None:
     """Draw every parameter of `module` anew, and reset running statistics. The same seed gives the same weights."""
     generator = torch.Generator().manual_seed(seed)
-    users = _users(module)
-    done: set[int] = set()
-    fan_in: dict[str, int] = {}
+    tensors, uses = state_of(module), _uses(module)
+    used: dict[int, set[Use]] = {}  # by identity: a tied tensor is used under several names
+    for name, tensor in tensors.items():
+        used.setdefault(id(tensor), set()).update(uses.get(name, ()))
+    inputs = {name.rpartition(".")[0]: tensor[0].numel() for name, tensor in tensors.items() if tensor.ndim >= 2}
     with torch.no_grad():
-        tensors = state_of(module)
         for name, tensor in tensors.items():
-            if tensor.ndim >= 2:
-                fan_in[name.rpartition(".")[0]] = tensor[0].numel()
-        for name, tensor in tensors.items():
-            if id(tensor) in done:
-                continue
-            done.add(id(tensor))
-            names = [other for other, same in tensors.items() if same is tensor]
-            ops = {op for other in names for op in users.get(other, ())}
             if isinstance(tensor, nn.Parameter):
-                _draw(tensor, ops, fan_in.get(name.rpartition(".")[0], 0), generator)
+                if id(tensor) in used:
+                    fan_in = tensor[0].numel() if tensor.ndim >= 2 else inputs.get(name.rpartition(".")[0], 0)
+                    _draw(tensor, used.pop(id(tensor)), fan_in, generator)
             elif name.endswith("running_var"):
                 tensor.fill_(1)
             elif name.endswith(("running_mean", "num_batches_tracked")):
                 tensor.zero_()
+        for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.embedding.default):
+            if len(node.args) > 2 and node.args[2] >= 0:  # the row of padding is never trained
+                attribute(module, str(node.args[0].target))[node.args[2]] = 0
 
 
-def _draw(tensor: Tensor, ops: set[tuple[str, int]], fan_in: int, generator: torch.Generator) -> None:
-    kinds = {op for op, _ in ops}
-    if kinds & set(NORMS):
-        is_weight = any(op in NORMS and place in (1, 2) for op, place in ops if _is_weight(op, place))
-        tensor.fill_(1.0 if is_weight else 0.0)
-    elif "embedding" in kinds or not kinds & set(MATRICES):
-        tensor.normal_(0, SMALL, generator=generator)
-    else:
-        inputs = tensor[0].numel() if tensor.ndim >= 2 else fan_in
-        bound = 1 / math.sqrt(max(1, inputs))  # kaiming_uniform_(a=sqrt 5) comes to the same as the bias
+def _draw(tensor: Tensor, uses: set[Use], fan_in: int, generator: torch.Generator) -> None:
+    operations = {operation for operation, _ in uses}
+    if operations & NORMS.keys():
+        tensor.fill_(1.0 if any(NORMS.get(operation) == place for operation, place in uses) else 0.0)
+    elif "embedding" not in operations and operations & MATRICES:
+        bound = 1 / math.sqrt(max(1, fan_in))  # what kaiming_uniform_(a=sqrt 5) comes to, and the bias beside it
         tensor.uniform_(-bound, bound, generator=generator)
+    elif tensor.ndim == 1 and "mul" in operations:  # a norm that is written out
+        tensor.fill_(1.0)
+    else:
+        tensor.normal_(0, SMALL, generator=generator)
 
 
-def _is_weight(op: str, place: int) -> bool:
-    """Whether the argument at `place` of a norm is its weight: after the input, and after the shape or the groups."""
-    return place == (1 if op in ("batch_norm", "instance_norm") else 2)
-
-
-def _users(module: GraphModule) -> dict[str, list[tuple[str, int]]]:
-    """Name of a tensor -> (operation, place among its arguments) for each use."""
-    found: dict[str, list[tuple[str, int]]] = {}
+def _uses(module: GraphModule) -> dict[str, list[Use]]:
+    """What is done with each tensor, by its name."""
+    found: dict[str, list[Use]] = {}
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
-        op = str(getattr(node.target, "_schema", node.target)).partition("(")[0].rpartition("::")[2].partition(".")[0]
+        operation = str(getattr(node.target, "_schema", node.target)).partition("(")[0].rpartition("::")[2]
         for place, argument in enumerate(node.args):
             if isinstance(argument, Node) and argument.op == "get_attr":
-                found.setdefault(str(argument.target), []).append((op, place))
+                found.setdefault(str(argument.target), []).append((operation.partition(".")[0], place))
     return found

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
-from modelzip_cli.errors import UsageError
+from modelzip_cli.errors import UsageError, inert
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks that follow each other, `name.0`, `name.1` ...; those that cannot be taken out are not in `blocks`."""
+    """Blocks that follow each other, `name.0`, `name.1` ...: the `numbers` of all, and those that can be taken out.
+
+    Numbers may have gaps, where a block computes nothing.
+    """
 
     name: str
-    count: int
+    numbers: tuple[int, ...]
     blocks: tuple[Block, ...]
 
 
@@ -42,27 +45,38 @@ def module_path(node: Node) -> str:
 
 
 def find_stack(module: GraphModule, label: str) -> Stack:
-    """The longest run of numbered blocks in the graph. Raises UsageError where nothing repeats."""
+    """The numbered blocks of the graph of which most can be taken out; of several such stacks the one that does most.
+
+    Raises UsageError where nothing repeats.
+    """
     members: dict[str, dict[int, list[Node]]] = {}
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
         parts = module_path(node).split(".")
-        place = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-        if place:
-            members.setdefault(".".join(parts[:place]), {}).setdefault(int(parts[place]), []).append(node)
-    stacks = {name: blocks for name, blocks in members.items() if len(blocks) > 1}
+        for place, part in enumerate(parts):
+            if place and part.isdigit():  # also inside of other blocks, as in stages.2.blocks.0
+                members.setdefault(".".join(parts[:place]), {}).setdefault(int(part), []).append(node)
+    stacks = [_stack(name, blocks) for name, blocks in members.items() if len(blocks) > 1]
     if not stacks:
         raise UsageError(
             f"{label}: the graph has no repeated blocks, such as layers.0, layers.1: give --student width=S"
         )
-    name, blocks = max(stacks.items(), key=lambda item: sum(map(len, item[1].values())))
-    found = [_block(number, nodes, module) for number, nodes in sorted(blocks.items())]
-    return Stack(name, len(blocks), tuple(block for block in found if block is not None))
+    return max(stacks, key=lambda stack: (len(stack.blocks), sum(map(len, members[stack.name].values()))))
 
 
-def _block(number: int, nodes: list[Node], module: GraphModule) -> Block | None:
+def _stack(name: str, blocks: Mapping[int, list[Node]]) -> Stack:
+    found = [_block(name, number, nodes) for number, nodes in sorted(blocks.items())]
+    return Stack(name, tuple(sorted(blocks)), tuple(block for block in found if block is not None))
+
+
+def _block(name: str, number: int, nodes: list[Node]) -> Block | None:
+    """The block, if it can be taken out: one value in, one of its shape out, and no weights that others use too."""
     inside = set(nodes)
+    weights = nodes[0].graph.find_nodes(op="get_attr", sort=False)
+    own = [node for node in weights if node.target.startswith(f"{name}.{number}.")]
+    if any(user not in inside for node in own for user in node.users):
+        return None
     exits = [node for node in nodes if any(user not in inside for user in node.users)]
     if len(exits) != 1:
         return None
@@ -84,34 +98,40 @@ def _shape(node: Node) -> tuple[str, ...] | None:
 
 def without(module: GraphModule, stack: Stack, gone: Sequence[int]) -> GraphModule:
     """A copy of `module` without the blocks `gone`; those that are left are numbered anew, in names of weights too."""
-    graph_module = copy.deepcopy(module)
-    nodes = {node.name: node for node in graph_module.graph.nodes}
+    left = copy.deepcopy(module)
+    nodes = {node.name: node for node in left.graph.nodes}
     for block in reversed(stack.blocks):  # so that what now ends in the entry of a block follows when that goes too
         if block.number in gone:
             nodes[block.exit.name].replace_all_uses_with(nodes[block.entry.name])
-    graph_module.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    left = [number for number in range(stack.count) if number not in gone]
-    return _renumbered(graph_module, stack.name, {old: new for new, old in enumerate(left)})
+    left.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    _renumber(left, stack, [number for number in stack.numbers if number not in gone])
+    left.recompile()
+    return left
 
 
-def _renumbered(module: GraphModule, stack: str, numbers: dict[int, int]) -> GraphModule:
-    """Rename `stack.OLD.rest` to `stack.NEW.rest` in weights, graph and module paths; blocks without a number go."""
+def _renumber(module: GraphModule, stack: Stack, kept: Sequence[int]) -> None:
+    """Call the blocks `kept` 0, 1 ... in the names of weights, in the graph and in module paths; the others go."""
+    places = {f"{stack.name}.{number}": f"{stack.name}.{place}" for place, number in enumerate(kept)}
 
-    def renamed(path: str) -> str | None:
-        number, separator, rest = path.removeprefix(f"{stack}.").partition(".")
-        if not path.startswith(f"{stack}.") or not number.isdigit():
-            return path
-        return f"{stack}.{numbers[int(number)]}{separator}{rest}" if int(number) in numbers else None
+    def renamed(path: str) -> str:
+        parts = path.split(".")
+        depth = stack.name.count(".") + 2
+        block = ".".join(parts[:depth])
+        return ".".join([places.get(block, block), *parts[depth:]])
 
+    owner: nn.Module = module
+    for folder in stack.name.split("."):
+        owner = getattr(owner, folder, nn.Module())
+    blocks = {name: owner._modules.pop(name) for name in [*owner._modules] if name.isdigit()}
+    for place, number in enumerate(kept):
+        if str(number) in blocks:  # else it has no weights
+            owner.add_module(str(place), blocks[str(number)])
     for node in module.graph.nodes:
         if node.op == "get_attr":
-            node.target = renamed(str(node.target))
-        stack_of = node.meta.get("nn_module_stack")
-        if stack_of:
-            node.meta["nn_module_stack"] = {key: (renamed(path), kind) for key, (path, kind) in stack_of.items()}
-    return with_tensors(
-        module.graph, {new: tensor for name, tensor in state_of(module).items() if (new := renamed(name)) is not None}
-    )
+            node.target = renamed(node.target)
+        modules = node.meta.get("nn_module_stack")
+        if modules:
+            node.meta["nn_module_stack"] = {key: (renamed(path), kind) for key, (path, kind) in modules.items()}
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -120,20 +140,11 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return dict(named)
 
 
-def with_tensors(graph: Graph, tensors: Mapping[str, Tensor]) -> GraphModule:
-    """A module that runs `graph` on `tensors`, by dotted name; those that the graph does not use are there as well."""
-    root = nn.Module()
-    with_tensors_in(root, tensors)
-    made = GraphModule(root, graph)
-    with_tensors_in(made, tensors)  # a graph module takes over only what its graph names
-    return made
-
-
 def with_tensors_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Register parameters and buffers in `module` by their dotted names; folders that are missing are made."""
     for name, tensor in tensors.items():
         *folders, last = name.split(".")
-        owner = module
+        owner: nn.Module = module
         for folder in folders:
             if folder not in owner._modules:
                 owner.add_module(folder, nn.Module())
@@ -161,36 +172,34 @@ def choose_layers(
     One evaluation of `loss` a block. Source: ShortGPT (Men et al., 2024, arXiv:2403.03853) drops what matters least;
     measured on small language models, the first block matters most by far.
     """
-    keep = max(1, round(share * stack.count))
-    if keep >= stack.count:
-        raise UsageError(f"{label}: depth={share:g} of {stack.count} layers are all of them")
-    able = [block.number for block in stack.blocks if block.number != 0]
-    if len(able) < stack.count - keep:
+    count = len(stack.numbers)
+    keep = max(1, round(share * count))
+    if keep == count:
+        raise UsageError(f"{label}: depth={share:g} of {count} layers are all of them")
+    able = [block.number for block in stack.blocks if block.number != stack.numbers[0]]
+    if len(able) < count - keep:
         raise UsageError(
-            f"{label}: of the {stack.count} blocks {stack.name}.N only {len(able)} can be taken out: the others change "
-            "the shape of what goes through them"
+            f"{label}: of the {count} blocks {inert(stack.name)}.N only {len(able)} can go: the first stays, and what "
+            "changes the shape of what goes through it, or has weights that others use"
         )
     cost = {number: loss(without(module, stack, [number])) for number in able}
-    return tuple(sorted(sorted(able, key=lambda number: cost[number])[: stack.count - keep]))
+    return tuple(sorted(sorted(able, key=lambda number: cost[number])[: count - keep]))
 
 
 def check_layers(stack: Stack, kept: Sequence[int], label: str) -> tuple[int, ...]:
     """The blocks that go where `kept` are named. Raises UsageError for numbers that are not there."""
+    name = inert(stack.name)
     for number in kept:
-        if not 0 <= number < stack.count:
-            raise UsageError(f"{label}: no layer {number}: {stack.name} has 0 to {stack.count - 1}")
-    gone = tuple(number for number in range(stack.count) if number not in kept)
+        if number not in stack.numbers:
+            raise UsageError(f"{label}: no layer {number}: {name} has {', '.join(map(str, stack.numbers))}")
+    gone = tuple(number for number in stack.numbers if number not in kept)
     able = {block.number for block in stack.blocks}
     stuck = [number for number in gone if number not in able]
     if stuck:
         raise UsageError(
-            f"{label}: layer {stuck[0]} of {stack.name} cannot go: it changes the shape of what goes through it"
+            f"{label}: layer {stuck[0]} of {name} cannot go: it changes the shape of what goes through it, or others "
+            "use its weights"
         )
     if not gone:
-        raise UsageError(f"{label}: layers={','.join(map(str, kept))} are all {stack.count} of {stack.name}")
+        raise UsageError(f"{label}: layers={','.join(map(str, kept))} are all {len(stack.numbers)} of {name}")
     return gone
-
-
-def count_parameters(module: nn.Module) -> int:
-    """How many weights, those of a tie once."""
-    return sum(parameter.numel() for parameter in module.parameters())

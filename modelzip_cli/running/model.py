@@ -8,6 +8,7 @@ activation it has. Names and shapes must fit exactly, and the first batch must r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from modelzip_cli import load_file
 from modelzip_cli.containers.streams import STANDARD
-from modelzip_cli.containers.torch_file import TorchFile
 from modelzip_cli.errors import BadData, FileNotThere, ModelDoesNotRun, ModelzipError, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.running.architecture import build, describe
@@ -28,6 +28,7 @@ from modelzip_cli.running.perceptron import Perceptron, find_chain
 from modelzip_cli.running.weights import load_weights
 from modelzip_cli.source import Checkpoint, open_source
 
+NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 OUTPUT_NAMES = ("logits", "last_hidden_state", "out")  # of what models return instead of a tensor
 
 
@@ -243,9 +244,13 @@ def _hint(source: Checkpoint) -> str:
 
 def _told_by(source: Checkpoint) -> str:
     """The `--arch` that a student of ours was made with, as text to show: no code from a file is ever run."""
-    from modelzip_cli.running.students import arch_of
-
-    return arch_of(source.metadata) if isinstance(source, TorchFile) or source.metadata else ""
+    tree = source.outer.tree if source.outer else None
+    note = tree.get(NOTE) if isinstance(tree, dict) else source.metadata.get(NOTE)
+    try:
+        recipe = json.loads(note) if isinstance(note, str) else {}
+        return f"--arch {inert(str(recipe['arch']), longest=200)}" if "arch" in recipe else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def wanted_by(module: nn.Module) -> Wanted:

@@ -12,8 +12,8 @@ from safetensors.torch import save as to_safetensors
 
 from modelzip_cli.running.export import save_export
 from modelzip_cli.running.inputs import Batch
-from modelzip_cli.running.model import Model
-from modelzip_cli.running.students import NOTE, example_of
+from modelzip_cli.running.model import NOTE, Model
+from modelzip_cli.running.students import example_of
 
 
 def student_bytes(student: Model, suffix: str, recipe: Mapping[str, Any], batch: Batch) -> bytes:

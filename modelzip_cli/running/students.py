@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from modelzip_cli.errors import ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
+from modelzip_cli.output import SUFFIXES
 from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
 from modelzip_cli.running.channel_trace import OUTPUT
 from modelzip_cli.running.channels import find_channels
-from modelzip_cli.running.cutting import Cut, cut_checked
+from modelzip_cli.running.cutting import CannotCut, Cut, cut_checked
 from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
@@ -29,7 +30,6 @@ from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, Network, open_model, wanted_by
 from modelzip_cli.running.widths import choose, width_for
 
-NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 DEFAULT = "width=0.5"
 KINDS = ("strong", "weak")
 SCORES = ("l2", "taylor")
@@ -74,7 +74,7 @@ class StudentSpec:
 
 def parse_student(text: str | None, ratio: float | None, arguments: Mapping[str, Any]) -> StudentSpec:
     """Read --student and --ratio. Raises UsageError."""
-    if text is not None and not text.startswith(("width=", "depth=", "layers=")):
+    if text is not None and ("=" not in text or Path(text).exists()):
         if ratio is not None:
             raise UsageError("--ratio cuts a student from the teacher; --student names one that exists: choose one")
         return StudentSpec(arch=text, arguments=arguments)
@@ -95,7 +95,9 @@ def parse_student(text: str | None, ratio: float | None, arguments: Mapping[str,
         ratio,
     )
     if values:
-        raise UsageError(f"--student {inert(text)!r}: no {inert(next(iter(values)))!r}; there are {CUTS}")
+        word = next(iter(values))
+        hint = did_you_mean(word, ("width", "depth", "layers"))
+        raise UsageError(f"--student {inert(text)!r}: no {inert(word)!r}; there are {CUTS}{hint}")
     if spec.depth is not None and spec.layers is not None:
         raise UsageError(f"--student {inert(text)!r}: depth and layers exclude each other")
     if spec.width is not None and ratio is not None:
@@ -162,7 +164,8 @@ def make_student(
             else check_layers(stack, spec.layers or (), teacher.label)
         )
         module = without(module, stack, gone)
-        notes.append(f"layers {', '.join(map(str, gone))} of the {stack.count} of {inert(stack.name)} were dropped")
+        dropped = ", ".join(f"{inert(stack.name)}.{number}" for number in gone)
+        notes.append(f"dropped {dropped} of {len(stack.numbers)} layers")
     if spec.width is not None or spec.ratio is not None:
         module, more = _narrow(teacher, spec, module, score, batches)
         notes += more
@@ -179,7 +182,7 @@ def make_student(
 
 def calibration(examples: Examples, train: Rows, seed: int, model: Model) -> list[Batch]:
     """Some batches of the training data, for statistics: at most 512 examples."""
-    size = model.wanted.batch or CALIBRATION_BATCH
+    size = model.wanted.batch or min(CALIBRATION_BATCH, max(2, len(train) // 2))  # statistics need two batches
     chosen = train[order(len(train), seed, "calibration")]
     if model.wanted.batch is not None and len(chosen) < size:
         chosen = np.resize(chosen, size)  # a fixed batch has to be filled
@@ -237,8 +240,19 @@ def _narrow(
     if width is None:
         assert spec.ratio is not None
         width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
-    keep = choose(module, channels, width, importance=importance)
-    made = cut_checked(module, channels, keep, batches()[0].inputs)
+
+    def cut_to(share: float) -> Cut:
+        keep = choose(module, channels, share, importance=importance)
+        try:
+            return cut_checked(module, channels, keep, batches()[0].inputs)
+        except CannotCut as error:
+            raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
+
+    made = cut_to(width)
+    if spec.ratio is not None and len(made.channels.groups) < len(channels.groups):  # what stays whole counts too
+        channels = made.channels
+        width = width_for(module, channels, int(teacher.parameters / spec.ratio), label=teacher.label)
+        made = cut_to(width)
     return made.module, _notes(made, width)
 
 
@@ -283,21 +297,29 @@ def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> St
     path = Path(spec.arch)
     notes: tuple[str, ...] = ()
     if path.exists() and path.suffix != ".py":
-        own = Network() if path.is_dir() or path.suffix == ".pt2" else network
-        if own.arch is None and teacher.is_graph and path.suffix != ".pt2" and not path.is_dir():
-            own = Network(arch=teacher.label)
-        model = open_model(path, own)
-        if kind == "strong":
-            notes = (_copy_weights(teacher, model, spec),) if model.parameters != teacher.parameters else ()
+        model = open_model(path, _network_of(path, spec, teacher, network))
+        is_teachers = kind == "strong" and model.parameters != teacher.parameters
+    elif path.suffix in (".pt2", *SUFFIXES):
+        raise FileNotThere(f"--student {inert(spec.arch)}: does not exist")
     else:
         module = build(spec.arch, spec.arguments)
         model = Model(module, inert(spec.arch), inert(spec.arch), wanted_by(module), 0)
-        if kind == "strong":
-            notes = (_copy_weights(teacher, model, spec),)
+        is_teachers = kind == "strong"
+    if is_teachers:
+        notes = (_copy_weights(teacher, model, spec),)
     model = replace(model, module=copy.deepcopy(model.module), bytes=0)
     for parameter in model.module.parameters():
         parameter.requires_grad_(True)
     return Student(model, notes)
+
+
+def _network_of(path: Path, spec: StudentSpec, teacher: Model, network: Network) -> Network:
+    """What runs a checkpoint that --student names: itself, the teacher's --arch with other arguments, its graph."""
+    if path.is_dir() or path.suffix == ".pt2":
+        return Network()
+    if network.arch is None and teacher.is_graph:
+        return Network(arch=teacher.label)
+    return replace(network, arguments=spec.arguments or network.arguments)
 
 
 def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
@@ -311,12 +333,3 @@ def _copy_weights(teacher: Model, student: Model, spec: StudentSpec) -> str:
         )
     student.module.load_state_dict(common, strict=False)
     return f"{len(common)} of {len(ours)} tensors begin as those of the teacher"
-
-
-def arch_of(metadata: Mapping[str, str]) -> str:
-    """How a student says that it was made, as text for a person; empty where it says nothing."""
-    try:
-        recipe = json.loads(metadata.get(NOTE, "{}"))
-        return inert(str(recipe["arch"]), longest=200) if "arch" in recipe else ""
-    except (ValueError, TypeError, KeyError):
-        return ""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from modelzip_cli.errors import BadData, ModelDoesNotRun
+from modelzip_cli.running.architecture import describe
 from modelzip_cli.running.evaluate import counted_positions
 from modelzip_cli.running.features import Features
-from modelzip_cli.running.graph import set_training
+from modelzip_cli.running.graph import evaluating, set_training
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order
+from modelzip_cli.running.lesson import Lesson
 from modelzip_cli.running.losses import (
     FEATURES_WEIGHT,
     JACOBIAN_WEIGHT,
@@ -36,29 +38,8 @@ PATIENCE = 5  # evaluations without gain, after which a run ends
 WARM_UP = 0.05  # of the steps
 CLIP = 1.0
 CHUNK = 64
+TEMPERATURES = (1.0, 4.0)  # that are tried
 SAVE_SECONDS = 300.0  # between resume points where evaluations are farther apart
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """How a student learns: (1 - labels) * soft + labels * cross-entropy, and what `loss` adds to it.
-
-    `temperature` divides both sides' scores; `labels` 1 leaves the teacher out; `steps` of `batch` examples; `seconds`:
-    after which training ends, whatever the steps.
-    """
-
-    loss: str
-    temperature: float
-    labels: float
-    learning_rate: float
-    batch: int
-    steps: int
-    seed: int
-    seconds: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As recipes and reports hold it."""
-        return asdict(self)
 
 
 @dataclass
@@ -68,6 +49,8 @@ class State:
     `best`: the weights at `best_step`. They are the last whose held-out agreement is not below the `peak` by more than
     its standard error: with little data held out, a lead of a few examples is luck, and later weights have learnt at a
     lower rate (the one-standard-error rule: Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
+    `without_gain`: evaluations since there were such weights, or since the held-out KL was last at its lowest.
+    `ended`: why, where it was not the last step; `stopped`: because it was asked to, so that it can go on.
     """
 
     step: int = 0
@@ -77,7 +60,8 @@ class State:
     elapsed: float = 0.0
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
-    ended: str = ""  # why, where it was not the last step
+    ended: str = ""
+    stopped: bool = False
 
 
 class Outputs:
@@ -91,6 +75,7 @@ class Outputs:
         with torch.inference_mode():
             for start in range(0, len(rows), CHUNK):  # in this order always: sums depend on what else is in a batch
                 scores = teacher.scores(examples.batch(rows[start : start + CHUNK]))
+                _check_numbers(scores, examples, rows[start : start + CHUNK], teacher)
                 if self._kept is None:
                     if scores[0].numel() * scores.element_size() * len(rows) > CACHE_BYTES:
                         return
@@ -109,6 +94,12 @@ class Outputs:
             return self._teacher.scores(batch)
 
 
+def _check_numbers(scores: Tensor, examples: Examples, rows: Rows, teacher: Model) -> None:
+    wrong = scores.isnan().flatten(1).any(1)
+    if wrong.any():
+        raise BadData(f"{examples.place(int(rows[int(wrong.int().argmax())]))}: {teacher.label} gives NaN for it")
+
+
 class Trainer:
     """Trains `student` in place on the examples at `train`, and holds it against the teacher on those at `held`."""
 
@@ -125,9 +116,8 @@ class Trainer:
         self.student, self.lesson, self.state = student, lesson, State()
         self._teacher, self._examples, self._train, self._held = teacher, examples, np.sort(train), np.sort(held)
         self._features = features
-        self._size = student.wanted.batch or teacher.wanted.batch or min(lesson.batch, len(train))
-        self._batches = max(1, len(train) // self._size)
-        often = lesson.steps * self._size >= len(train) and lesson.loss == "soft" and lesson.labels < 1
+        self._epoch, self._shuffled = -1, self._train
+        often = lesson.steps * lesson.batch >= len(train) and lesson.loss == "soft" and lesson.labels < 1
         self._outputs = Outputs(teacher, examples, self._train, keep=often)
         self._held_outputs = Outputs(teacher, examples, self._held, keep=True)
         self.maps = [*features.parameters()] if features else []
@@ -138,13 +128,16 @@ class Trainer:
     def run(
         self, save: Callable[[State], None], stopped: Callable[[], bool], advance: Callable[[State], None]
     ) -> State:
-        """Train to the end, and leave the best weights in the student. `save` is told where to go on from."""
+        """Train to the end, and leave the best weights in the student. `save` is told where to go on from.
+
+        Raises ModelDoesNotRun for a network that cannot be trained.
+        """
         state, lesson = self.state, self.lesson
         started = time.monotonic() - state.elapsed
         every, saved = max(1, lesson.steps // EVALUATIONS), state.elapsed
         if not state.best:
             self._evaluate(math.nan)
-        self._mode(True)
+        set_training(self.student.module, True)
         while state.step < lesson.steps and not state.ended:
             loss = self.step(state.step)
             state.elapsed = time.monotonic() - started
@@ -153,54 +146,66 @@ class Trainer:
                 break
             state.step += 1
             late = lesson.seconds is not None and state.elapsed >= lesson.seconds
-            if state.step % every == 0 or state.step == lesson.steps or late:
-                self._mode(False)
+            due = state.step % every == 0 or state.step == lesson.steps or late
+            if due:
                 self._evaluate(loss)
-                self._mode(True)
                 advance(state)
-                if state.without_gain >= PATIENCE and state.step < lesson.steps:
-                    state.ended = f"no gain on held-out data since step {state.best_step}"
-                elif late and state.step < lesson.steps:
-                    state.ended = f"the time was over at step {state.step}"
+            if state.step < lesson.steps:
+                state.ended = self._why_to_end(late)
+                state.stopped = not state.ended and stopped()
+            if not state.ended and (due or state.stopped or state.elapsed - saved > SAVE_SECONDS):
                 save(state)
                 saved = state.elapsed
-            elif state.elapsed - saved > SAVE_SECONDS:
-                save(state)
-                saved = state.elapsed
-            if stopped():
-                state.ended = state.ended or f"stopped at step {state.step}"
-                save(state)
-        self._mode(False)
+            if state.stopped:
+                state.ended = f"stopped at step {state.step}"
+        set_training(self.student.module, False)
         self.student.module.load_state_dict(state.best)
         return state
 
-    def _mode(self, training: bool) -> None:
-        set_training(self.student.module, training)
+    def _why_to_end(self, late: bool) -> str:
+        """Why this was the last step, or nothing."""
+        if self.state.without_gain >= PATIENCE:
+            return f"no gain on held-out data since step {self.state.best_step}"
+        return f"the time was over at step {self.state.step}" if late else ""
 
     def step(self, step: int) -> float:
         """One step on the batch that it has by seed and number; returns the loss, or NaN where nothing was learnt."""
         lesson = self.lesson
-        epoch, place = divmod(step, self._batches)
-        shuffled = self._train[order(len(self._train), lesson.seed, epoch)]
-        rows = shuffled[place * self._size : (place + 1) * self._size]
+        rows = self._rows_of(step)
         batch = self._examples.batch(rows)
-        progress = step / lesson.steps
-        if lesson.seconds is not None:
-            progress = max(progress, min(1.0, self.state.elapsed / lesson.seconds))
-        rate = lesson.learning_rate * min(
-            (step + 1) / max(1, WARM_UP * lesson.steps), (1 + math.cos(math.pi * progress)) / 2
-        )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self._loss(batch, rows, step)
+            group["lr"] = self._learning_rate(step)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        try:
+            loss = self._loss(batch, rows, step)
+            torch.autograd.backward(loss)
+        except RuntimeError as error:
+            hint = "; --loss jacobian wants second derivatives" if lesson.loss == "jacobian" else ""
+            raise ModelDoesNotRun(
+                f"{self.student.label}: the student cannot be trained, at step {step + 1}: {describe(error)}{hint}"
+            ) from error
         norm = nn.utils.clip_grad_norm_(self.parameters, CLIP)
         value = float(loss.detach())
         if math.isfinite(value) and math.isfinite(float(norm)):
             self.optimizer.step()
             return value
         return math.nan
+
+    def _rows_of(self, step: int) -> Rows:
+        """The examples of a step: those of an epoch in an order of its own; what is left at its end is left out."""
+        epoch, place = divmod(step, max(1, len(self._train) // self.lesson.batch))
+        if epoch != self._epoch:
+            self._epoch, self._shuffled = epoch, self._train[order(len(self._train), self.lesson.seed, epoch)]
+        return self._shuffled[place * self.lesson.batch : (place + 1) * self.lesson.batch]
+
+    def _learning_rate(self, step: int) -> float:
+        """It rises in the first steps, then falls along a cosine to 0 at the last, or when the time is over."""
+        lesson = self.lesson
+        progress = step / lesson.steps
+        if lesson.seconds is not None:
+            progress = max(progress, min(1.0, self.state.elapsed / lesson.seconds))
+        rising, falling = (step + 1) / max(1, WARM_UP * lesson.steps), (1 + math.cos(math.pi * progress)) / 2
+        return lesson.learning_rate * min(rising, falling)
 
     def _loss(self, batch: Batch, rows: Rows, step: int) -> Tensor:
         lesson, student = self.lesson, self.student
@@ -235,7 +240,7 @@ class Trainer:
     def _evaluate(self, loss: float) -> None:
         """Take the held-out figures, and the weights where they are the best yet."""
         agreed = divergence = count = 0.0
-        with torch.inference_mode():
+        with evaluating(self.student.module), torch.inference_mode():
             for start in range(0, len(self._held), CHUNK):
                 rows = self._held[start : start + CHUNK]
                 batch = self._examples.batch(rows)
@@ -245,22 +250,33 @@ class Trainer:
                 agreed += float((ours.argmax(-1) == theirs.argmax(-1))[kept].sum())
                 divergence += float(soft_loss(ours, theirs, 1.0, counted)) * int(kept.sum())
                 count += int(kept.sum())
+        agreement, kl = agreed / count, divergence / count
         state = self.state
-        agreement = agreed / count
-        state.history.append({"step": state.step, "loss": loss, "agreement": agreement, "kl": divergence / count})
-        error = math.sqrt(max(state.peak, 0.0) * (1 - max(state.peak, 0.0)) / len(self._held))
-        state.peak = max(state.peak, agreement)
-        if agreement >= state.peak - error:
+        falls = all(kl < point["kl"] for point in state.history)
+        state.history.append({"step": state.step, "loss": loss, "agreement": agreement, "kl": kl})
+        if math.isfinite(kl):
+            state.peak = max(state.peak, agreement)
+        good = math.isfinite(kl) and agreement >= state.peak - standard_error(state.peak, len(self._held))
+        if good or not state.best:
             state.best_step, state.without_gain = state.step, 0
             state.best = {name: tensor.detach().clone() for name, tensor in self.student.module.state_dict().items()}
         else:
-            state.without_gain += 1
+            state.without_gain = 0 if falls else state.without_gain + 1
+
+
+def standard_error(share: float, count: int) -> float:
+    """Of a share among `count` examples, with two right and two wrong added, lest it be 0 where all are right.
+
+    Source: Agresti and Coull, Approximate is better than exact, The American Statistician 52(2), 1998.
+    """
+    added = (share * count + 2) / (count + 4)
+    return math.sqrt(added * (1 - added) / (count + 4))
 
 
 def better_temperature(make: Callable[[Lesson], Trainer], lesson: Lesson, stopped: Callable[[], bool]) -> float:
-    """The temperature, 1 or 4, with which a tenth of the steps comes nearer to the teacher on held-out data."""
+    """The one of TEMPERATURES with which a tenth of the steps comes nearer to the teacher on held-out data."""
     scores = {}
-    for temperature in (1.0, 4.0):
+    for temperature in TEMPERATURES:
         trial = make(replace(lesson, temperature=temperature, steps=max(1, lesson.steps // 10)))
         last = trial.run(lambda _: None, stopped, lambda _: None).history[-1]
         scores[temperature] = last["agreement"], -last["kl"]

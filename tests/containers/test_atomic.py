@@ -126,13 +126,12 @@ def test_whichever_call_fails_the_output_is_whole_or_as_it_was(
         assert source.read_bytes() == before
         found = output.read_bytes() if output.exists() else None
         assert found == whole[name] or (failed and found == (b"precious" if existing else None))
-        litter = [path.name for path in tmp_path.iterdir() if path != output]
-        assert litter == [] or function == "unlink"  # what cannot be removed now is removed by the next run
-        compress(source, output, force=output.exists())
-        assert output.read_bytes() == whole[name]
-        assert [path.name for path in tmp_path.iterdir()] == [name]
-        output.unlink()
+        if function == "unlink":  # what cannot be removed now is removed by the next run
+            compress(source, output, force=output.exists())
+        assert [path for path in tmp_path.iterdir() if path != output] == []
+        output.unlink(missing_ok=True)
         if faulty.calls < at:
+            assert found == whole[name]  # after all these failures
             return
     pytest.fail("the run never got through")
 

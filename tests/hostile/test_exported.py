@@ -14,7 +14,6 @@ from modelzip_cli.containers import torch_export
 from modelzip_cli.errors import BrokenCheckpoint, ModelzipError, UnsafeInput, UnsupportedCheckpoint
 from modelzip_cli.source import open_source
 from tests.hostile.makers import Member, mapping, pickle_of, read_all, tensor, zip_of
-from tests.hostile.test_pickles import read_in_a_process
 
 DATA = struct.pack("<4f", 1, 2, 3, 4)
 FOLDER = "m/data/weights/"
@@ -173,7 +172,7 @@ def test_a_list_that_would_be_larger_than_its_limit_is_not_read(tmp_path, monkey
         open_source(path)
 
 
-def test_a_list_that_says_it_has_300_megabytes_is_refused(tmp_path):
+def test_a_list_that_says_it_has_300_megabytes_is_refused(tmp_path, read_in_a_process):
     for size in (300_000_000, 100_000_000):  # both beyond the end of the file
         forged = [
             Member(member.name, member.data, size=size, stored=size) if member.name == LIST else member
@@ -197,7 +196,7 @@ BOMBS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_list_cannot_take_much_memory_or_time(bomb, tmp_path):
+def test_a_list_cannot_take_much_memory_or_time(bomb, tmp_path, read_in_a_process):
     path = pt2(tmp_path / "m.pt2", BOMBS[bomb]())
     outcome, imported, peak = read_in_a_process(path)
     assert outcome in ("BrokenCheckpoint", "read")

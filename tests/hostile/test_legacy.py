@@ -28,7 +28,7 @@ from tests.hostile.makers import (
     tensor,
     text,
 )
-from tests.hostile.test_pickles import attacks, bombs, read_in_a_process
+from tests.hostile.test_pickles import attacks, bombs
 from tests.real.makers import MAGIC, NONE, SYSTEM, assembled_legacy, held_storage, old_tensor
 
 DATA = struct.pack("<4f", 1, 2, 3, 4)
@@ -253,7 +253,7 @@ WRONG_STARTS: dict[str, dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_STARTS)
-def test_a_start_that_torch_never_wrote_is_refused(wrong, tmp_path):
+def test_a_start_that_torch_never_wrote_is_refused(wrong, tmp_path, read_in_a_process):
     outcome, _, peak = read_in_a_process(legacy_file(tmp_path / "start.pth", **WRONG_STARTS[wrong]))
     assert outcome in ("BrokenCheckpoint", "UnsupportedCheckpoint")
     assert peak < 1000
@@ -282,7 +282,7 @@ def test_no_pickle_of_the_five_runs_code(attack, place, tmp_path):
 
 @pytest.mark.parametrize("bomb", ["a value of 2^60 leaves", "bytes longer than the file", "a list in itself"])
 @pytest.mark.parametrize("place", ["system", "keys", "root"])
-def test_a_bomb_in_any_of_the_pickles_takes_little(bomb, place, tmp_path):
+def test_a_bomb_in_any_of_the_pickles_takes_little(bomb, place, tmp_path, read_in_a_process):
     value = bombs()[bomb]
     value = mapping({"model": STATE, "extra": value}) if place == "root" else value
     outcome, imported, peak = read_in_a_process(legacy_file(tmp_path / "bomb.pth", **{place: value}))
@@ -302,7 +302,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_a_pickle_that_never_ends_is_not_followed_through_a_large_file(kind, tmp_path):
+def test_a_pickle_that_never_ends_is_not_followed_through_a_large_file(kind, tmp_path, read_in_a_process):
     path = legacy_file(tmp_path / "endless.pth")
     start = path.read_bytes().index(pickle_of(STATE))
     with path.open("r+b") as file:

@@ -1,9 +1,10 @@
-"""Small models as published ones are built, and their exports, made once."""
+"""Small models as published ones are built, their exports, made once, and libraries of models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,27 @@ def loaded(tmp_path) -> Callable[[bytes], Exported]:
         return load_export(tmp_path / "loaded.pt2")
 
     return load
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks here are too small for more, and the tests already run on every core."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def timm() -> Iterator[Any]:
+    """The library of published architectures; the tests that want it are skipped where it is not there.
+
+    It imports torchvision. Where that was built for another torch, its compiled operators are missing, and it fails as
+    it registers what two of them do to shapes. No architecture uses them, so it is enough that they are declared.
+    """
+    operators = torch.library.Library("torchvision", "FRAGMENT")  # they are there for as long as this object is
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except ImportError:
+        pytest.skip("timm does not import without torchvision")
+    yield pytest.importorskip("timm")
