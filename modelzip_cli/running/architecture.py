@@ -34,10 +34,12 @@ def parse_arch_args(text: str | None) -> dict[str, Any]:
     return values
 
 
-def build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build(arch: str, arguments: Mapping[str, Any], *, check: Callable[[nn.Module], None] | None = None) -> nn.Module:
     """Call what `arch` names with `arguments`; it must give a module.
 
-    Raises UsageError where nothing of the kind is named, UserCodeFailed for what the code raises.
+    `check` is given a sketch first, a network without memory for its weights, to look at names and shapes; not where
+    the code does not allow one. Raises UsageError where nothing of the kind is named, UserCodeFailed for what the code
+    raises.
     """
     factory = _factory(arch)
     if isinstance(factory, nn.Module):
@@ -46,15 +48,15 @@ def build(arch: str, arguments: Mapping[str, Any]) -> nn.Module:
         return copy.deepcopy(factory)  # a reference with other weights may be made of it, too
     if not callable(factory):
         raise UsageError(f"{inert(arch)}: is no class or function that makes a network")
+    if check is not None and (sketch := _sketch(factory, arguments, arch)) is not None:
+        check(sketch)
     module = _call(factory, arguments, arch)
     if not isinstance(module, nn.Module):
         raise UsageError(f"{inert(arch)}: gave a {type(module).__name__}, not a torch module")
     return module
 
 
-def build_on_meta(arch: str, arguments: Mapping[str, Any]) -> nn.Module | None:
-    """The same without memory for weights, for a look at names and shapes; None where the code does not allow it."""
-    factory = _factory(arch)
+def _sketch(factory: Callable[..., Any], arguments: Mapping[str, Any], arch: str) -> nn.Module | None:
     if not isinstance(factory, type) or not issubclass(factory, nn.Module):
         return None  # what a function does besides is done once
     try:

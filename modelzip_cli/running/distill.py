@@ -23,8 +23,9 @@ from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, 
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
 from modelzip_cli.running.labels import check_labels
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.lesson import Asked, Lesson, choose_lesson
-from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.model import Model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import Point, read_point, restore, resume_path, save_point
 from modelzip_cli.running.signals import interruptible

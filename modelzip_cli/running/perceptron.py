@@ -6,11 +6,11 @@ right one; without labels, or for any other shape of network, nothing is guessed
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,7 @@ from modelzip_cli.errors import NoModel
 from modelzip_cli.running.inputs import Examples, Rows
 from modelzip_cli.running.labels import check_range
 from modelzip_cli.running.layers import with_tensors_in
-
-if TYPE_CHECKING:
-    from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "ReLU": F.relu,
@@ -31,8 +29,8 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "SiLU": F.silu,
     "sigmoid": torch.sigmoid,
 }
-NOTHING = "nothing"
 TRIED = 2000  # labelled examples
+LEAST_GAIN = 0.1  # share of the entropy of the labels that a network explains; weights read wrongly reach 0.015
 
 
 class Perceptron(nn.Module):
@@ -85,7 +83,7 @@ def _numbers_as_numbers(name: str) -> list[str | int]:
 def settled(model: Model, examples: Examples, rows: Rows) -> Model:
     """A perceptron with the activation that has the lowest cross-entropy on labelled examples; another model as it is.
 
-    Raises NoModel without labels, or where no activation beats the most frequent label.
+    Raises NoModel without labels, or where no activation does clearly better than the frequencies of the labels.
     """
     if not isinstance(model.module, Perceptron):
         return model
@@ -99,7 +97,7 @@ def settled(model: Model, examples: Examples, rows: Rows) -> Model:
     check_range(batch.labels.numpy(), model.module.outputs, examples, rows[:TRIED].tolist())
     losses = _losses(model.module, batch.inputs, batch.labels)
     best = min(losses, key=lambda name: losses[name])
-    if best == NOTHING:
+    if not losses[best] < (1 - LEAST_GAIN) * _entropy(batch.labels):
         raise NoModel(
             f"{model.label} holds weights of linear layers, but no activation between them makes them fit the labels: "
             "give --arch file.py:Net"
@@ -109,12 +107,17 @@ def settled(model: Model, examples: Examples, rows: Rows) -> Model:
 
 
 def _losses(module: Perceptron, inputs: tuple[Tensor, ...], labels: Tensor) -> dict[str, float]:
-    """Cross-entropy in nats by activation, and that of the frequencies of the labels alone."""
-    counts = torch.bincount(labels).double()
-    shares = counts[counts > 0] / counts.sum()
-    losses = {NOTHING: float(-(shares * shares.log()).sum())}
+    """Cross-entropy in nats by activation; infinite where it is no number."""
+    losses = {}
     with torch.inference_mode():
         for name in ACTIVATIONS:
             module.activation = name
-            losses[name] = float(F.cross_entropy(module(*inputs), labels))
+            losses[name] = float(F.cross_entropy(module(*inputs), labels).nan_to_num(nan=math.inf))
     return losses
+
+
+def _entropy(labels: Tensor) -> float:
+    """Cross-entropy in nats of their frequencies alone."""
+    counts = torch.bincount(labels).double()
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * shares.log()).sum())

@@ -25,9 +25,10 @@ from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
 from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted, order
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
 from modelzip_cli.running.losses import LOSSES, soft_loss
-from modelzip_cli.running.model import Model, Network, open_model, wanted_by
+from modelzip_cli.running.model import Model, wanted_by
 from modelzip_cli.running.widths import choose, width_for
 
 DEFAULT = "width=0.5"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from modelzip_cli.errors import WrongArchitecture, inert
 
@@ -39,9 +40,10 @@ def load_weights(
     and so may what one of the regular expressions `ignored` finds in it. `takes_arguments`: whether --arch-args change
     the network, for the advice in the message.
     """
-    wanted = _shapes(module.state_dict())
-    renamed = _renamed(tensors, wanted)
-    found = _shapes(renamed)
+    names = module.state_dict()
+    renamed = _renamed(tensors, names)
+    found = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
+    wanted = {name: found.get(name, ()) if is_lazy(tensor) else tuple(tensor.shape) for name, tensor in names.items()}
     ties = _ties(module)
     spared = {name for name in (*found, *wanted) if any(re.search(pattern, name) for pattern in ignored)}
     spared |= {name for name, _ in module.named_buffers()}.difference(wanted)
@@ -51,10 +53,6 @@ def load_weights(
         raise WrongArchitecture(_message(mismatch, found, wanted, label, network, takes_arguments))
     _check_ties(ties, renamed, label, network)
     module.load_state_dict(renamed, strict=False)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def compare(

@@ -115,6 +115,14 @@ def test_a_student_is_written_beside_its_teacher_and_runs(modelzip, school, tmp_
     assert lines[0].startswith("step 2 of 20  loss ")
     found = modelzip("eval", tmp_path / "teacher.student.pt2", "--data", school / "train.npz", "--json", "-j", 1).json
     assert found["evaluation"]["after"]["accuracy"] > 0.6
+    assert torch.export.load(tmp_path / "teacher.student.pt2").module()(torch.rand(3, 6)).shape == (3, 3)
+
+
+def test_the_same_seed_gives_the_same_file(distill, tmp_path):
+    for name, seed in (("a.pth", 0), ("b.pth", 0), ("c.pth", 1)):
+        assert distill("-o", tmp_path / name, *SMALL, "--seed", seed).exit_code == 0
+    first, again, other = ((tmp_path / name).read_bytes() for name in ("a.pth", "b.pth", "c.pth"))
+    assert first == again != other
 
 
 def test_quiet_prints_the_paths_of_outputs_alone(distill, tmp_path):
@@ -267,6 +275,9 @@ def test_data_without_labels_will_do(distill, tmp_path):
     assert_is("distillation", report)
     assert report["evaluation"]["after"]["accuracy"] is None
     assert report["recipe"]["lesson"]["labels"] == 0
+    run = distill("-o", tmp_path / "l.pth", *SMALL, "--labels", 0.5, data="unlabelled")
+    assert run.exit_code == 2
+    assert "unlabelled.npz has no labels: leave --labels away" in run.stderr
 
 
 def test_a_handful_of_examples_will_do(distill, tmp_path):

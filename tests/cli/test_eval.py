@@ -59,11 +59,11 @@ def test_a_compressed_file_runs_on_the_graph_that_it_was_made_from(modelzip, sam
 
 def test_several_models_are_rows_of_one_table(modelzip, digits):
     paths = [CNN, SAMPLES / "digits_cnn.pth"]
-    run = modelzip("eval", *paths, "--arch", CNN, "--data", digits, "--json")
+    run = modelzip("eval", *paths, "--arch", CNN, "--data", digits, "-j", "1", "--json")
     assert_is("evaluated_many", run.json)
     first, second = (one["evaluation"]["after"] for one in run.json["runs"])
     assert (first["accuracy"], first["nats"]) == (second["accuracy"], second["nats"])
-    table = modelzip("eval", *paths, "--arch", CNN, "--data", digits).stdout
+    table = modelzip("eval", *paths, "--arch", CNN, "--data", digits, "-j", "1").stdout
     assert all(str(path) in table for path in paths)
 
 

@@ -87,11 +87,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def timm() -> Iterator[Any]:
-    """The library of published architectures; the tests that want it are skipped where it is not there.
+def torchvision() -> Iterator[bool]:
+    """Whether torchvision is there; libraries of models import it.
 
-    It imports torchvision. Where that was built for another torch, its compiled operators are missing, and it fails as
-    it registers what two of them do to shapes. No architecture uses them, so it is enough that they are declared.
+    Where it was built for another torch, its compiled operators are missing, and it fails as it registers what two of
+    them do to shapes. No architecture uses them, so it is enough that they are declared.
     """
     operators = torch.library.Library("torchvision", "FRAGMENT")  # they are there for as long as this object is
     try:
@@ -100,5 +100,14 @@ def timm() -> Iterator[Any]:
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     except ImportError:
+        yield False
+        return
+    yield True
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision) -> Any:
+    """The library of published architectures; the tests that want it are skipped where it is not there."""
+    if not torchvision:
         pytest.skip("timm does not import without torchvision")
-    yield pytest.importorskip("timm")
+    return pytest.importorskip("timm")

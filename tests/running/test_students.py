@@ -11,7 +11,8 @@ from torch import nn
 
 from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, ModelzipError, Unreachable, UsageError, WrongArchitecture
 from modelzip_cli.running.inputs import Wanted
-from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.ladder import Network, open_model
+from modelzip_cli.running.model import Model
 from modelzip_cli.running.student_file import student_bytes
 from modelzip_cli.running.students import (
     StudentSpec,
