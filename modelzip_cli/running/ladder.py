@@ -8,7 +8,6 @@ activation it has. Names and shapes must fit exactly, and the first batch must r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from modelzip_cli import load_file
 from modelzip_cli.containers.streams import STANDARD
+from modelzip_cli.containers.strict_json import NotStrict, parse
 from modelzip_cli.errors import FileNotThere, NoModel, UsageError, inert
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.running.architecture import build
@@ -74,6 +74,8 @@ def open_model(path: Path, network: Network) -> Model:
 
 def open_reference(path: Path, network: Network) -> Model:
     """The model that others are held against. An exported one has a graph of its own: --arch is for the others."""
+    if network.arch is None or path == STANDARD:
+        return open_model(path, network)
     source = open_source(path, key=network.key)
     source.close()
     return open_model(path, Network() if source.container == "pt2" else network)
@@ -117,24 +119,32 @@ def _exported(path: Path) -> Model:
 
 def _graph_beside(source: NativeSource) -> Path | None:
     """The `.pt2` that a compressed file was made from, where it lies beside it and is still the same."""
+    path = _beside(source)
+    if path is None:
+        return None
     made_from = source.manifest["source"]
-    name = made_from.get("name")
-    if not isinstance(name, str) or Path(name).name != name or not name.endswith(".pt2"):
-        return None
-    path = source.file.path.parent / name
-    if not path.is_file():
-        return None
     original = open_source(path)
     same = (original.sha256, original.file.size) == (made_from.get("sha256"), made_from.get("bytes"))
     original.close()
     return path if same else None
 
 
+def _beside(source: NativeSource) -> Path | None:
+    """The file with the name of the `.pt2` that a compressed file was made from, in the same folder."""
+    name = str(source.manifest["source"].get("name"))
+    if Path(name).name != name or not name.endswith(".pt2"):  # a manifest may say anything
+        return None
+    path = source.file.path.parent / name
+    return path if path.is_file() else None
+
+
 def _hint(source: Checkpoint) -> str:
     """How to say what the network is."""
-    made_from = source.manifest["source"].get("name") if isinstance(source, NativeSource) else None
-    if isinstance(made_from, str) and made_from.endswith(".pt2"):
-        return f"It was made from {inert(made_from)}: give that graph, as in --arch {inert(made_from)}"
+    if isinstance(source, NativeSource) and str(source.manifest["source"].get("name")).endswith(".pt2"):
+        name = str(source.manifest["source"].get("name"))
+        if _beside(source) is None:
+            return f"It was made from {inert(name)}: give that graph, as in --arch {inert(name)}"
+        return f"It was made from another {inert(name)} than the one beside it: give that graph as --arch"
     told = _told_by(source)
     if told:
         return f"It was made with {told}: give that again"
@@ -147,11 +157,11 @@ def _hint(source: Checkpoint) -> str:
 
 def _told_by(source: Checkpoint) -> str:
     """The `--arch` that a student of ours was made with, as text to show: no code from a file is ever run."""
-    tree = source.outer.tree if source.outer else None  # a torch file has it beside the weights
+    tree = source.outer.tree if source.outer else None
     note = tree.get(NOTE) if isinstance(tree, dict) else source.metadata.get(NOTE)
     try:
-        recipe = json.loads(note) if isinstance(note, str) else {}
-        arguments = f" --arch-args '{json.dumps(recipe['arch_args'])}'" if recipe.get("arch_args") else ""
-        return inert(f"--arch {recipe['arch']}{arguments}", longest=200) if "arch" in recipe else ""
-    except (ValueError, TypeError, KeyError, AttributeError):
+        recipe = parse(note) if isinstance(note, str) else None
+    except NotStrict:
         return ""
+    arch = recipe.get("arch") if isinstance(recipe, dict) else None
+    return f"--arch {inert(arch, longest=200)}" if isinstance(arch, str) else ""

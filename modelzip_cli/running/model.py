@@ -62,7 +62,7 @@ class Model:
             return scores_in(self.module(*inputs)).float()
         except ModelzipError as error:
             raise ModelDoesNotRun(f"{self.label}: {error}") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelDoesNotRun(
                 f"{self.label}: the model fails on {_described(inputs)}: {describe(error)}; are the data of the kind, "
                 f"shape{' and tokens' if self.wanted.kind == 'tokens' else ''} that it was made for?"

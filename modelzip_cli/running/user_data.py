@@ -57,7 +57,7 @@ class DatasetExamples(Examples):
             found = self._dataset[row]
         except ModelzipError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise failed(f"{self._path}, example {row}", error) from error
         x, y = found if isinstance(found, (tuple, list)) and len(found) == 2 else (found, None)
         inputs = tuple(self._input(part, row) for part in (x if isinstance(x, tuple) else (x,)))
@@ -107,7 +107,7 @@ def open_dataset(path: str, wanted: Wanted) -> DatasetExamples:
     found = import_object(path)
     try:
         dataset = found() if callable(found) else found
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise failed(path, error) from error
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise BadData(f"{inert(path)}: gives {inert(type(dataset).__name__)}; {NEEDED}")
