@@ -201,8 +201,6 @@ def test_a_key_chooses_in_a_nested_checkpoint(classifier, scores):
     assert not torch.allclose(ours, theirs, atol=1e-2)
     message = refusal(path, UsageError, arch=classifier.arch, key="pupil")
     assert message.endswith("--key 'pupil' names no state dict; there are teacher, student")
-        path, UsageError, arch=classifier.arch, key="pupil"
-    )
 
 
 @pytest.mark.parametrize(
