@@ -170,7 +170,7 @@ def test_roberta_takes_fewer_tokens_than_it_has_positions(save, reviews):
     longest = torch.full((1, CONTEXT - 2), 5)
     assert model.run((longest, torch.ones_like(longest))).shape == (1, 2)
     longer = torch.full((1, CONTEXT - 1), 5)
-    with pytest.raises(ModelDoesNotRun, match="index 12 is out of bounds"):
+    with pytest.raises(ModelDoesNotRun, match="index .*out of (bounds|range)"):
         model.run((longer, torch.ones_like(longer)))
 
 
@@ -221,7 +221,7 @@ def test_a_tokenizer_with_code_is_not_run_either(bert, tmp_path):
     written(folder / "tokenizer_config.json", json.dumps({"auto_map": {"AutoTokenizer": ["tok.Own", None]}}))
     (folder / "tokenizer.json").unlink()
     written(folder / "tok.py", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert "its tokenizer has no vocabulary" in refusal(folder, BadData)
+    assert "no vocabulary" in (message := refusal(folder, BadData)) or "without code of its own" in message
     assert not (tmp_path / "ran").exists()
 
 
@@ -266,7 +266,8 @@ def test_a_configuration_that_makes_no_model_is_refused(altered, changes, error,
 def test_weights_of_another_model_are_refused(bert, gpt2, altered):
     message = refusal(gpt2, WrongArchitecture, arch=str(bert))
     assert f"{gpt2}: does not fit BertForSequenceClassification of {bert}: " in message
-    assert "No name is common" in message
+    assert "missing: bert.embeddings.word_embeddings.weight, " in message
+    assert "unexpected: transformer.h.0.attn.c_attn.bias, " in message
     message = refusal(altered(num_labels="-", id2label={str(n): f"{n}" for n in range(5)}), WrongArchitecture)
     assert "classifier.weight is [2, 64], not [5, 64]" in message
     assert "The file has 2 outputs" in message
