@@ -170,7 +170,7 @@ def test_roberta_takes_fewer_tokens_than_it_has_positions(save, reviews):
     longest = torch.full((1, CONTEXT - 2), 5)
     assert model.run((longest, torch.ones_like(longest))).shape == (1, 2)
     longer = torch.full((1, CONTEXT - 1), 5)
-    with pytest.raises(ModelDoesNotRun, match="index .*out of (bounds|range)"):
+    with pytest.raises(ModelDoesNotRun, match=r"index .*out of (bounds|range)"):
         model.run((longer, torch.ones_like(longer)))
 
 
@@ -266,8 +266,8 @@ def test_a_configuration_that_makes_no_model_is_refused(altered, changes, error,
 def test_weights_of_another_model_are_refused(bert, gpt2, altered):
     message = refusal(gpt2, WrongArchitecture, arch=str(bert))
     assert f"{gpt2}: does not fit BertForSequenceClassification of {bert}: " in message
-    assert "missing: bert.embeddings.word_embeddings.weight, " in message
-    assert "unexpected: transformer.h.0.attn.c_attn.bias, " in message
+    assert "missing: bert.embeddings." in message
+    assert "unexpected: transformer." in message
     message = refusal(altered(num_labels="-", id2label={str(n): f"{n}" for n in range(5)}), WrongArchitecture)
     assert "classifier.weight is [2, 64], not [5, 64]" in message
     assert "The file has 2 outputs" in message
