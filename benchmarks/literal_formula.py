@@ -33,9 +33,10 @@ from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.distill import choose_rows
 from modelzip_cli.running.evaluate import chosen_rows, evaluate
 from modelzip_cli.running.inputs import Batch, Examples, Rows
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.lesson import Asked, Lesson, choose_lesson
 from modelzip_cli.running.losses import label_loss
-from modelzip_cli.running.model import Model, Network, open_model, scores_in
+from modelzip_cli.running.model import Model, scores_in
 from modelzip_cli.running.students import StudentSpec, calibration, make_student
 from modelzip_cli.running.training import Trainer
 from modelzip_cli.running.widths import choose

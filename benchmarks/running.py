@@ -22,8 +22,8 @@ from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.distill import choose_rows
 from modelzip_cli.running.evaluate import evaluate
 from modelzip_cli.running.graph import set_training
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.lesson import Asked, choose_lesson
-from modelzip_cli.running.model import Network, open_model
 from modelzip_cli.running.students import StudentSpec, make_student
 from modelzip_cli.running.training import Trainer
 

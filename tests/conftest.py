@@ -189,14 +189,21 @@ def modelzip(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
     """The same in this process, which saves starting Python and loading numba a thousand times.
 
     The program has the environment, the folder, the three descriptors and the kernels that a process of its own would
-    have; what a process is (signals, start-up, what is imported when) needs `installed`.
+    have; what a process is (signals, start-up, what is imported when) needs `installed`. `one_stream`: errors go
+    where standard output goes, as with `2>&1`.
     """
 
-    def run(*arguments: object, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path = tmp_path) -> Run:
+    def run(
+        *arguments: object,
+        stdin: bytes = b"",
+        env: dict[str, str] | None = None,
+        cwd: Path = tmp_path,
+        one_stream: bool = False,
+    ) -> Run:
         with (
             _alarm(),
             pytest.MonkeyPatch.context() as patch,
-            _descriptors(patch, stdin) as (stdout, stderr),
+            _descriptors(patch, stdin, one_stream=one_stream) as (stdout, stderr),
             _warnings_are_written(),
         ):
             patch.chdir(cwd)
@@ -205,6 +212,7 @@ def modelzip(tmp_path: Path, environment: dict[str, str]) -> Callable[..., Run]:
             for name, value in (environment | (env or {})).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", [os.fspath(PROGRAM), *words(arguments)])
+            patch.setattr(sys, "path", [*sys.path])  # a model of the user's own code adds its folder
             patch.setattr(jit._Work, "announced", 0)
             patch.setattr(jit._Work, "numba", None)
             exit_code = program._run(sys.argv[1:])
@@ -222,10 +230,12 @@ def words(arguments: tuple[object, ...]) -> list[str]:
 
 
 @contextmanager
-def _descriptors(patch: pytest.MonkeyPatch, stdin: bytes) -> Iterator[list[IO[bytes]]]:
+def _descriptors(patch: pytest.MonkeyPatch, stdin: bytes, *, one_stream: bool) -> Iterator[list[IO[bytes]]]:
     """Files as the three standard streams, for Python and below it; gives those of output and errors."""
     with ExitStack() as stack:
         files: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        if one_stream:
+            files[2] = files[1]
         files[0].write(stdin)
         files[0].seek(0)
         for descriptor, (name, file) in enumerate(zip(("stdin", "stdout", "stderr"), files, strict=True)):
@@ -234,7 +244,9 @@ def _descriptors(patch: pytest.MonkeyPatch, stdin: bytes) -> Iterator[list[IO[by
             stack.callback(os.dup2, kept, descriptor)
             os.dup2(file.fileno(), descriptor)
             mode, errors = ("r", "strict") if descriptor == 0 else ("w", "backslashreplace")
-            patch.setattr(sys, name, open(descriptor, mode, encoding="utf-8", errors=errors, closefd=False))  # noqa: SIM115
+            lines = 1 if name == "stderr" else -1  # as Python buffers them where they are no terminal
+            stream = open(descriptor, mode, lines, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+            patch.setattr(sys, name, stream)
         yield files[1:]
 
 

@@ -10,7 +10,7 @@ from modelzip_cli.errors import UsageError, inert
 
 if TYPE_CHECKING:
     from modelzip_cli.running.data import DataOptions
-    from modelzip_cli.running.model import Network
+    from modelzip_cli.running.ladder import Network
     from modelzip_cli.running.narrow import Narrowed
 
 

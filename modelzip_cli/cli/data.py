@@ -13,13 +13,13 @@ from modelzip_cli.errors import BadOption, UsageError, inert
 
 if TYPE_CHECKING:
     from modelzip_cli.running.data import DataOptions
-    from modelzip_cli.running.model import Network
+    from modelzip_cli.running.ladder import Network
 
 
 def network_of(arch: str | None, arch_args: str | None, key: str | None) -> Network:
     """The network that --arch, --arch-args and --key mean. Raises UsageError."""
     from modelzip_cli.running.architecture import parse_arch_args
-    from modelzip_cli.running.model import Network
+    from modelzip_cli.running.ladder import Network
 
     if arch_args is not None and arch is None:
         raise UsageError("--arch-args are arguments of what --arch names: give both")

@@ -85,7 +85,7 @@ def eval_(
     with quiet_torch():
         from modelzip_cli.running.data import open_data
         from modelzip_cli.running.evaluate import METRICS, check_gates, chosen_rows, evaluate, prepared, use_threads
-        from modelzip_cli.running.model import open_model, open_reference
+        from modelzip_cli.running.ladder import open_model, open_reference
 
         use_threads(threads)
         gates = tuple(parse_gate(text, METRICS) for text in fail_under or ())

@@ -72,7 +72,7 @@ def distillation_blocks(found: Distilled, outputs: Sequence[tuple[str, int]], th
     learnt = f"T {lesson.temperature:g}, {lesson.labels:g} labels" if lesson.labels < 1 else "labels alone"
     pairs = [
         ("student", found.how),
-        *(("", note) for note in found.notes),
+        *(("note", note) for note in found.notes),
         (
             "learnt",
             f"{state.step:,} of {lesson.steps:,} steps of {lesson.batch} on {found.train:,} examples; {lesson.loss}, "
@@ -109,7 +109,7 @@ def narrowing_blocks(found: Narrowed, seconds: float, threads: int) -> list[Bloc
     ]
     if found.before is not None and found.after is not None:
         blocks.append(evaluation_table([("before", found.before), ("after", found.after)]))
-    pairs = [("channels" if place == 0 else "", note) for place, note in enumerate(found.notes)]
+    pairs = [("channels" if place == 0 else "note", note) for place, note in enumerate(found.notes)]
     if found.data is not None:
         pairs.append(("measured", f"on {found.data}, as the statistics of BatchNorm; {_threads(threads)}"))
     pairs += [("warning", warning) for warning in found.warnings]

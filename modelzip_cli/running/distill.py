@@ -23,8 +23,9 @@ from modelzip_cli.running.evaluate import Evaluation, check_gates, chosen_rows, 
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order, split
 from modelzip_cli.running.labels import check_labels
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.lesson import Asked, Lesson, choose_lesson
-from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.model import Model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.resume import Point, read_point, restore, resume_path, save_point
 from modelzip_cli.running.signals import interruptible
@@ -308,7 +309,7 @@ def trainer_maker(
                 )
             graph = student.model.module
             assert isinstance(graph, torch.fx.GraphModule)
-            inputs = examples.batch(train[:2]).inputs
+            inputs = examples.batch(train[: lesson.batch]).inputs
             features = Features(student.teacher_graph, graph, inputs, teacher.label, lesson.seed)
         return Trainer(teacher, student.model, examples, train, held, lesson, features)
 
@@ -342,7 +343,7 @@ def recipe_of(where: Where, asked: Asked, lesson: Lesson, state: State) -> dict[
         "teacher": where.teacher.name,
         "kind": asked.kind,
         "student": str(asked.spec),
-        **({"arch": str(asked.spec)} if asked.spec.arch else {}),
+        **({"arch": asked.spec.arch, "arch_args": dict(asked.spec.arguments)} if asked.spec.arch else {}),
         "lesson": lesson.to_json(),
         "step": state.best_step,
     }

@@ -15,6 +15,8 @@ from torch.fx import GraphModule, Node
 
 from modelzip_cli.errors import UsageError, inert
 
+STAYS = "changes the shape of what goes through it, has a shortcut around it, or weights that others use"
+
 
 @dataclass(frozen=True)
 class Block:
@@ -71,7 +73,10 @@ def _stack(name: str, blocks: Mapping[int, list[Node]]) -> Stack:
 
 
 def _block(name: str, number: int, nodes: list[Node]) -> Block | None:
-    """The block, if it can be taken out: one value in, one of its shape out, and no weights that others use too."""
+    """The block, if it can be taken out: one value in, one of its shape out, and no weights that others use too.
+
+    Nor may what goes in also go around it: it would be counted twice where both are added.
+    """
     inside = set(nodes)
     weights = nodes[0].graph.find_nodes(op="get_attr", sort=False)
     own = [node for node in weights if node.target.startswith(f"{name}.{number}.")]
@@ -88,7 +93,10 @@ def _block(name: str, number: int, nodes: list[Node]) -> Block | None:
     }
     if len(entries) != 1:
         return None
-    return Block(number, entries.pop(), exits[0])
+    entry = entries.pop()
+    if any(user not in inside and _shape(user) is not None for user in entry.users):
+        return None
+    return Block(number, entry, exits[0])
 
 
 def _shape(node: Node) -> tuple[str, ...] | None:
@@ -180,7 +188,7 @@ def choose_layers(
     if len(able) < count - keep:
         raise UsageError(
             f"{label}: of the {count} blocks {inert(stack.name)}.N only {len(able)} can go: the first stays, and what "
-            "changes the shape of what goes through it, or has weights that others use"
+            f"{STAYS}"
         )
     cost = {number: loss(without(module, stack, [number])) for number in able}
     return tuple(sorted(sorted(able, key=lambda number: cost[number])[: count - keep]))
@@ -196,10 +204,7 @@ def check_layers(stack: Stack, kept: Sequence[int], label: str) -> tuple[int, ..
     able = {block.number for block in stack.blocks}
     stuck = [number for number in gone if number not in able]
     if stuck:
-        raise UsageError(
-            f"{label}: layer {stuck[0]} of {name} cannot go: it changes the shape of what goes through it, or others "
-            "use its weights"
-        )
+        raise UsageError(f"{label}: layer {stuck[0]} of {name} cannot go: it {STAYS}")
     if not gone:
         raise UsageError(f"{label}: layers={','.join(map(str, kept))} are all {len(stack.numbers)} of {name}")
     return gone

@@ -15,7 +15,8 @@ from modelzip_cli.output import check_output
 from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.evaluate import Evaluation, chosen_rows, evaluate, use_threads
 from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted
-from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.ladder import Network, open_model
+from modelzip_cli.running.model import Model
 from modelzip_cli.running.perceptron import settled
 from modelzip_cli.running.student_file import student_bytes
 from modelzip_cli.running.students import StudentSpec, calibration, make_student

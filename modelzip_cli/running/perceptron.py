@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,7 @@ from modelzip_cli.errors import NoModel
 from modelzip_cli.running.inputs import Examples, Rows
 from modelzip_cli.running.labels import check_range
 from modelzip_cli.running.layers import with_tensors_in
-
-if TYPE_CHECKING:
-    from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "ReLU": F.relu,

@@ -25,9 +25,10 @@ from modelzip_cli.running.export import traced
 from modelzip_cli.running.graph import set_training
 from modelzip_cli.running.initialise import initialise
 from modelzip_cli.running.inputs import Batch, Examples, Rows, Wanted, order
+from modelzip_cli.running.ladder import Network, open_model
 from modelzip_cli.running.layers import check_layers, choose_layers, find_stack, without
 from modelzip_cli.running.losses import LOSSES, soft_loss
-from modelzip_cli.running.model import Model, Network, open_model, wanted_by
+from modelzip_cli.running.model import Model, wanted_by
 from modelzip_cli.running.widths import choose, width_for
 
 DEFAULT = "width=0.5"
@@ -127,8 +128,8 @@ def _numbers(texts: list[str] | None, whole: str) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Student:
-    """A student before it learns. `notes`: what the user should know of how it was made; `cut`: from the teacher's
-    graph, `teacher_graph`, whose operations have the same names."""
+    """A student before it learns. `notes`: what the user should know of how it was made; `teacher_graph`: what it was
+    cut from, whose operations have the same names, or None."""
 
     model: Model
     notes: tuple[str, ...] = ()
@@ -266,7 +267,8 @@ def _notes(made: Cut, width: float) -> list[str]:
     frozen = [one for one in made.channels.frozen if one.reason != OUTPUT]
     if frozen:
         shown = "; ".join(f"{inert(one.name, longest=60)}: {inert(one.reason, longest=120)}" for one in frozen[:3])
-        notes.append(f"{len(frozen)} groups stay as they are: {shown}" + ("; ..." if len(frozen) > 3 else ""))
+        stay = "1 group stays as it is" if len(frozen) == 1 else f"{len(frozen)} groups stay as they are"
+        notes.append(f"{stay}: {shown}" + ("; ..." if len(frozen) > 3 else ""))
     return notes
 
 
@@ -308,6 +310,7 @@ def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> St
     if is_teachers:
         notes = (_copy_weights(teacher, model, spec),)
     model = replace(model, module=copy.deepcopy(model.module), bytes=0)
+    set_training(model.module, False)
     for parameter in model.module.parameters():
         parameter.requires_grad_(True)
     return Student(model, notes)

@@ -123,7 +123,6 @@ class Trainer:
         self.maps = [*features.parameters()] if features else []
         self.parameters = [*student.module.parameters(), *self.maps]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lesson.learning_rate)
-        torch.manual_seed(lesson.seed)  # of dropout
 
     def run(
         self, save: Callable[[State], None], stopped: Callable[[], bool], advance: Callable[[State], None]
@@ -136,6 +135,7 @@ class Trainer:
         started = time.monotonic() - state.elapsed
         every, saved = max(1, lesson.steps // EVALUATIONS), state.elapsed
         if not state.best:
+            torch.manual_seed(lesson.seed)  # of dropout
             self._evaluate(math.nan)
         set_training(self.student.module, True)
         while state.step < lesson.steps and not state.ended:

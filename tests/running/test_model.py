@@ -27,7 +27,8 @@ from modelzip_cli.errors import (
 )
 from modelzip_cli.recipe import Recipe
 from modelzip_cli.running.inputs import Batch, Images, Wanted
-from modelzip_cli.running.model import NOTE, Model, Network, open_model, open_reference, scores_in, wanted_by
+from modelzip_cli.running.ladder import Network, open_model, open_reference
+from modelzip_cli.running.model import NOTE, Model, scores_in, wanted_by
 from modelzip_cli.single import Settings, compress_file
 from tests.exports import changed, exported
 from tests.hostile.test_manifests import Native
