@@ -30,7 +30,8 @@ from modelzip_cli.running import extras
 from modelzip_cli.running import hugging_face as module
 from modelzip_cli.running.data import DataOptions, open_data
 from modelzip_cli.running.inputs import Batch, Images
-from modelzip_cli.running.model import Model, Network, open_model
+from modelzip_cli.running.ladder import Network, open_model
+from modelzip_cli.running.model import Model
 from modelzip_cli.single import Settings, compress_file
 from tests.running.opening import written
 from tests.test_report_schema import assert_is
