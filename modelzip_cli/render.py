@@ -33,7 +33,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. `align`: a letter a column, l or r. `turns`: on a terminal too narrow for it, rows become columns."""
+    """Rows of text. `align`: l or r, a letter a column. `turns`: on too narrow a terminal, rows become columns."""
 
     columns: tuple[str, ...]
     align: str
