@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from modelzip_cli.errors import inert
+from modelzip_cli.errors import ModelDoesNotRun, inert
 from modelzip_cli.running.channel_spaces import Axis, Spaces
 
 Role = Literal["producer", "consumer", "channelwise"]
@@ -71,7 +71,9 @@ class Trace:
 
     def shapes(self, node: Node) -> list[Shape]:
         """The shape of each result of `node`. A dynamic size is a large prime, so that products tell sizes apart."""
-        given = node.meta["val"] if node.op == "call_function" else node.meta.get("val")
+        if node.op == "call_function" and "val" not in node.meta:
+            raise ModelDoesNotRun(f"the graph does not say what {node.name} gives: no channels can be cut, layers can")
+        given = node.meta.get("val")
         if not isinstance(given, (list, tuple)):
             given = [given] if isinstance(given, Tensor) else []
         return [tuple(map(self._size, tensor.shape)) if isinstance(tensor, Tensor) else () for tensor in given]
