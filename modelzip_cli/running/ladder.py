@@ -8,6 +8,7 @@ activation it has. Names and shapes must fit exactly, and the first batch must r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,5 +164,7 @@ def _told_by(source: Checkpoint) -> str:
         recipe = parse(note) if isinstance(note, str) else None
     except NotStrict:
         return ""
-    arch = recipe.get("arch") if isinstance(recipe, dict) else None
-    return f"--arch {inert(arch, longest=200)}" if isinstance(arch, str) else ""
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("arch"), str):
+        return ""
+    arguments = f" --arch-args '{json.dumps(recipe['arch_args'])}'" if recipe.get("arch_args") else ""
+    return inert(f"--arch {recipe['arch']}{arguments}", longest=200)
