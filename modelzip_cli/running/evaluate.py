@@ -25,6 +25,7 @@ METRICS = tuple(NEEDED)  # what --fail-under knows, and what it takes to know it
 BATCH = 256  # examples at a time
 VALUES = 1 << 24  # and at most so many numbers going in or coming out: a language model scores every token everywhere
 LATENCY_RUNS, LATENCY_BATCHES = 30, (1, 32)
+LATENCY_VALUES = 1 << 28
 LARGEST_EXPONENT = 709.0
 LATENCY_SECONDS = 20.0  # after which a slow model is not run again
 
@@ -251,15 +252,19 @@ def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
 def measure_latency(model: Model, batch: Batch) -> dict[int, float]:
     """Median seconds of a forward pass at batch sizes 1 and 32, on examples of `batch` repeated as needed.
 
-    30 runs after a first one; a model so slow that they take more than 20 s is run less often, but three times.
+    30 runs after a first one; a model so slow that they take more than 20 s is run less often, but three times. Batches
+    whose scores would take more than 1 GB are left out.
     """
-    found = {}
+    found: dict[int, float] = {}
     sizes = (model.wanted.batch,) if model.wanted.batch else LATENCY_BATCHES
+    values = 0  # that come out for one example
     with torch.inference_mode():
         for size in sizes:
+            if size * values > LATENCY_VALUES:
+                break
             rows = torch.arange(size) % len(batch.inputs[0])
             inputs = tuple(x[rows] for x in batch.inputs)
-            model.run(inputs)
+            values = model.run(inputs).numel() // size
             times: list[float] = []
             while len(times) < LATENCY_RUNS and (len(times) < 3 or sum(times) < LATENCY_SECONDS / len(sizes)):
                 started = time.perf_counter()

@@ -332,6 +332,14 @@ def test_latency_of_a_slow_model_is_measured_three_times(monkeypatch):
     assert model.module.sizes == [1] * 4 + [32] * 4
 
 
+def test_latency_is_not_measured_where_scores_would_fill_the_memory(monkeypatch):
+    model = Model(Everywhere(), "model", "", Wanted(kind="tokens"), 0)
+    batch = Texts([5]).batch(np.arange(1))
+    assert [*measure_latency(model, batch)] == [1, 32]
+    monkeypatch.setattr(module, "LATENCY_VALUES", 32 * 5 * 10 - 1)
+    assert [*measure_latency(model, batch)] == [1]
+
+
 @given(hnp.arrays(np.int64, st.integers(1, 20), elements=st.integers(0, 3)))
 def test_the_largest_class_is_that_of_the_labels(labels):
     expected = np.bincount(labels).max() / len(labels)
