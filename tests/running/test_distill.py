@@ -63,7 +63,8 @@ def answers(given: list[int], labels: list[int]) -> Points:
     ("right", "of", "passes"),
     [
         (4, 4, True),
-        (3, 4, False),
+        (3, 4, True),
+        (2, 4, False),
         (60, 100, True),
         (45, 100, True),
         (30, 100, False),
