@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,21 +46,29 @@ NAMES = {path: ".".join(parts) for path, parts in MODULES.items()}
 each_module = pytest.mark.parametrize("path", MODULES, ids=NAMES.values())
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[tuple[str, int]]:
     """Every import of a module, inside functions and under TYPE_CHECKING too: (dotted name, line)."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found = []
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            yield from ((name.name, node.lineno) for name in node.names)
+            found += [(name.name, node.lineno) for name in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
-            yield from ((f"{node.module}.{name.name}", node.lineno) for name in node.names)
+            found += [(f"{node.module}.{name.name}", node.lineno) for name in node.names]
+    return found
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+@cache
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
     """Every call, with the name that stands before the bracket, such as `os.open`."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+    return [(ast.unparse(node.func), node) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
 
 
 def called(path: Path, names: tuple[str, ...]) -> list[str]:
@@ -88,7 +96,7 @@ def test_a_module_imports_lower_layers_or_its_own_folder(path):
 
 def test_importing_the_package_imports_nothing_of_it():
     """`load_file`, the one function for users, imports what it needs on its first call."""
-    top = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body
+    top = parsed(PACKAGE / "__init__.py").body
     assert [ast.unparse(node) for node in top if isinstance(node, (ast.Import, ast.ImportFrom))] == [
         "from __future__ import annotations",
         "from pathlib import Path",
@@ -125,9 +133,10 @@ METHODS = (".open", ".write_bytes", ".write_text", ".touch", ".tofile", ".save",
 
 def opens_a_path(name: str, call: ast.Call) -> bool:
     """Whether a call can open a file; /dev/null is none, nor are bytes in memory."""
-    if any(part in ast.unparse(argument) for argument in call.args for part in ("os.devnull", "BytesIO(")):
+    if name not in OPENERS and not name.endswith(METHODS):
         return False
-    return name in OPENERS or name.endswith(METHODS)
+    given = [ast.unparse(argument) for argument in call.args]
+    return not any(part in argument for argument in given for part in ("os.devnull", "BytesIO("))
 
 
 @each_module
@@ -137,7 +146,7 @@ def test_only_one_module_opens_a_path_for_writing(path):
         return
     if NAMES[path] == "containers.source_file":
         assert not {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC"} & {
-            node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            node.attr for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)
         }
         return
     assert not [ast.unparse(call) for call in opened]
@@ -159,7 +168,7 @@ def test_nothing_runs_code_from_data(path):
 
 @each_module
 def test_every_module_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert ast.get_docstring(parsed(path))
 
 
 LOADED = """

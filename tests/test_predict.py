@@ -92,7 +92,7 @@ def test_every_family_of_schemes_is_predicted_under_its_own_name():
 
 def many_small(path: Path) -> Path:
     """Many small tensors: the manifest is a good part of the file."""
-    save_file({f"layers.{place}.weight": weights(64, 64, seed=place) for place in range(120)}, path)
+    save_file({f"layers.{place}.weight": weights(64, 64, seed=place) for place in range(40)}, path)
     return path
 
 

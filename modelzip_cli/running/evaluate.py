@@ -86,7 +86,7 @@ class Evaluation:
             "nats": finite(self.nats, 6),
             "perplexity": None if self.perplexity is None else significant(self.perplexity),
             "agreement": finite(self.agreement, 6),
-            "kl": finite(self.kl, 6),
+            "kl": None if self.kl is None else significant(self.kl),
             "perplexity-ratio": finite(self.perplexity_ratio, 6),
             "parameters": self.parameters,
             "bytes": self.bytes,

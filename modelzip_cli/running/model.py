@@ -63,9 +63,10 @@ class Model:
         except ModelzipError as error:
             raise ModelDoesNotRun(f"{self.label}: {error}") from None
         except (Exception, SystemExit) as error:
+            kinds = "kind, shape and tokens" if self.wanted.kind == "tokens" else "kind and shape"
             raise ModelDoesNotRun(
-                f"{self.label}: the model fails on {_described(inputs)}: {describe(error)}; are the data of the kind, "
-                f"shape{' and tokens' if self.wanted.kind == 'tokens' else ''} that it was made for?"
+                f"{self.label}: the model fails on {_described(inputs)}: {describe(error)}; are the data of the "
+                f"{kinds} that it was made for?"
             ) from error
 
     def check(self, batch: Batch) -> Tensor:

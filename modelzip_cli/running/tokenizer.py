@@ -100,6 +100,8 @@ def _of_directory(path: Path) -> Tokenizer:
     except Exception as error:  # whatever a broken configuration makes the library raise
         reason = inert(str(error).strip().split("\n")[0], longest=200)
         raise BadData(f"{label}: no tokenizer that transformers opens without code of its own: {reason}") from error
+    if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # transformers makes one of nothing, without a word
+        raise BadData(f"{label}: its tokenizer has no vocabulary: tokenizer.json, vocab.txt or the like is missing")
 
     def encode(text: str) -> list[int]:
         return list(tokenizer(text, verbose=False)["input_ids"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,27 +29,24 @@ def load_weights(
     label: str,
     network: str,
     *,
-    ignored: Sequence[str] = (),
     takes_arguments: bool = False,
 ) -> None:
     """Copy `tensors` into `module`, whose dtypes stay. Raises WrongArchitecture that says what does not match.
 
     A prefix that all names have (`module.`, `model.`) is taken off, or one that the network has put before those that
-    it makes fit. A name that the network ties to another may be missing; a buffer that it computes itself may be there;
-    and so may what one of the regular expressions `ignored` finds in it. `takes_arguments`: whether --arch-args change
-    the network, for the advice in the message.
+    it makes fit. A name that the network ties to another may be missing, a buffer that it computes itself may be there.
+    `takes_arguments`: whether --arch-args change the network, for the advice in the message.
     """
     names = module.state_dict()
     renamed = _renamed(tensors, names)
     found = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
     wanted = {name: found.get(name, ()) if is_lazy(tensor) else tuple(tensor.shape) for name, tensor in names.items()}
     ties = _ties(module)
-    spared = {name for name in (*found, *wanted) if any(re.search(pattern, name) for pattern in ignored)}
-    spared |= {name for name, _ in module.named_buffers()}.difference(wanted)
+    spared = {name for name, _ in module.named_buffers()}.difference(wanted)
     spared |= {name for names in ties if any(other in found for other in names) for name in names}
     mismatch = compare(found, wanted, spared)
     if any(mismatch):
-        raise WrongArchitecture(_message(mismatch, found, wanted, label, network, takes_arguments))
+        raise does_not_fit(mismatch, found, wanted, label, network, takes_arguments=takes_arguments)
     _check_ties(ties, renamed, label, network)
     module.load_state_dict(renamed, strict=False)
 
@@ -104,18 +100,21 @@ def _renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, object]) -> dic
     return max(candidates, key=lambda names: len(names.keys() & wanted.keys()))  # the first of equals: as they are
 
 
-def _message(
+def does_not_fit(
     mismatch: Mismatch,
     found: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, tuple[int, ...]],
     label: str,
     network: str,
-    takes_arguments: bool,
-) -> str:
+    *,
+    takes_arguments: bool = False,
+) -> WrongArchitecture:
+    """The error that says how the shapes of a file differ from those of a network, and why that may be."""
     shown = [f"{name} is {[*ours]}, not {[*theirs]}" for name, ours, theirs in mismatch.misshapen]
     kinds = (("missing", mismatch.missing), ("unexpected", mismatch.unexpected), ("of another shape", shown))
     parts = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds if names]
-    return f"{label}: does not fit {network}: {'; '.join(parts)}. {_reason(mismatch, found, wanted, takes_arguments)}"
+    reason = _reason(mismatch, found, wanted, takes_arguments)
+    return WrongArchitecture(f"{label}: does not fit {network}: {'; '.join(parts)}. {reason}")
 
 
 def _listed(names: Sequence[str]) -> str:

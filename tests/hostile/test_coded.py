@@ -33,7 +33,7 @@ SMALL = (
     "lossless",
     "int4",
     "fixed11",
-)  # a bit of every byte of them is going to be flipped
+)  # a bit of every third byte of them is going to be flipped
 KINDS = {
     "trellis": ("ecq-s0.6", "auto"),
     "grid with raw bits": ("ecq-s0.02-t1", "auto"),
@@ -102,12 +102,15 @@ def watched() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_every_flipped_byte_of_a_coded_part_is_refused(kind, coded, tmp_path):
-    """A bit of every byte: what finds the others is the same checksum."""
+def test_a_flipped_byte_of_a_coded_part_is_refused(kind, coded, tmp_path):
+    """A bit of every third byte, and of those at the ends of parts: what finds the others is the same checksum."""
     native, path = Native(coded[kind]), tmp_path / "flipped.safetensors"
     whole = coded[kind].read_bytes()
+    start = len(whole) - len(native.data)
+    parts = [entry["data_offsets"] for name, entry in native.header.items() if name != "__metadata__"]
+    ends = {start + place for begin, end in parts for place in (begin, end - 1) if begin < end}
     accepted = []
-    for place in range(len(whole) - len(native.data), len(whole)):
+    for place in sorted({*range(start, len(whole), 3), *ends}):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         if not isinstance(outcome(path), str):
             accepted.append(place)
@@ -115,7 +118,7 @@ def test_every_flipped_byte_of_a_coded_part_is_refused(kind, coded, tmp_path):
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_every_flipped_byte_of_the_header_of_a_coded_file_is_refused_or_changes_nothing(kind, coded, tmp_path):
+def test_a_flipped_byte_of_the_header_of_a_coded_file_is_refused_or_changes_nothing(kind, coded, tmp_path):
     native, path = Native(coded[kind]), tmp_path / "flipped.safetensors"
     whole, good = coded[kind].read_bytes(), outcome(coded[kind])
     for place in range(0, len(whole) - len(native.data), 5):
@@ -193,13 +196,13 @@ def test_a_forged_stream_whose_checksums_are_right_is_refused_or_decodes(kind, c
     crashes, refused = [], 0
     for owner, local in forger.parts:
         for number, data in enumerate(damaged(forger.part(owner, local))):
-            if number % (7 if kernels == "numba" else 5):
+            if number % (11 if kernels == "numba" else 7):
                 continue
             try:
                 refused += isinstance(outcome(forger.write(tmp_path / "forged.safetensors", owner, local, data)), str)
             except Exception as error:
                 crashes.append(f"{owner}:{local}, forgery {number}: {error!r}")
-    assert refused > 50
+    assert refused > 30
     assert not crashes, f"{len(crashes)} streams crash the program:\n" + "\n".join(crashes[:20])
 
 

@@ -11,14 +11,15 @@ from tests.hostile.makers import read_all
 
 
 @pytest.mark.parametrize("container", ["safetensors", "torch"])
-def test_every_flipped_bit_is_refused_or_changes_nothing(container, tiny, tmp_path):
+def test_a_flipped_bit_is_refused_or_changes_nothing(container, tiny, tmp_path):
+    """Every bit of a safetensors file; three bits of every byte of a torch file, most of which checksums cover."""
     good = read_all(tiny[container])
     data, path = bytearray(tiny[container].read_bytes()), tmp_path / tiny[container].name
     refused, changed = 0, []
     with path.open("wb", buffering=0) as file:
         file.write(data)
         for place in range(len(data)):
-            for bit in range(8):
+            for bit in range(8) if container == "safetensors" else {0, 5, place % 8}:  # 5: small letters and capitals
                 write_at(file, place, data[place] ^ 1 << bit)
                 try:
                     if read_all(path) != good:
@@ -27,7 +28,8 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(container, tiny, tmp_pa
                     refused += 1
             write_at(file, place, data[place])
     assert not changed, f"{len(changed)} flips read as another model, the first at (byte, bit) {changed[0]}"
-    assert refused > 4 * len(data)  # most bits matter; zip padding and time stamps do not
+    flips = 8 if container == "safetensors" else 3
+    assert refused > flips / 2 * len(data)  # most bits matter; zip padding and time stamps do not
 
 
 @pytest.mark.parametrize("container", ["safetensors", "torch", "native-safetensors", "native-torch"])

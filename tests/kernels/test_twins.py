@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,7 @@ GROUP_SIZES = st.sampled_from([1, 2, 3, 16, 17, 32, 128, WHOLE_ROW])
 BITS16 = st.integers(0, 2**16 - 1)
 
 
+@cache
 def all_kernels() -> dict[str, Kernel]:
     """The kernels of all modules by module and name, but those of the lossless coder: test_planes.py has them."""
     found = {}

@@ -137,13 +137,6 @@ def test_a_buffer_that_the_network_computes_itself_may_be_in_the_file():
     assert module.positions.tolist() == [0, 1, 2]
 
 
-def test_what_the_class_ignores_may_be_missing_or_there():
-    tensors = weights_of(Backbone()) | {"h.0.attn.bias": torch.ones(2)}
-    del tensors["head.bias"]
-    load(Backbone(), tensors, ignored=(r"attn\.bias", "head.bias"))
-    assert "1 missing: head.bias; 1 unexpected: h.0.attn.bias" in refusal(Backbone(), tensors)
-
-
 def test_weights_take_the_dtype_of_the_network():
     tensors = {name: tensor.bfloat16() for name, tensor in weights_of(nn.Linear(3, 2)).items()}
     module = load(nn.Linear(3, 2), tensors)
