@@ -34,4 +34,8 @@ measure "$python" "$here/memory.py" --tmp "$tmp"
 measure "$python" "$here/containers.py" --tmp "$tmp"
 measure "$python" "$here/many_files.py" --tmp "$tmp"
 measure "$python" "$here/pruning.py" --tmp "$tmp"
+measure "$python" "$here/running.py"
+measure "$python" "$here/evaluation.py" --tmp "$tmp"
+measure "$python" "$here/distillation.py" --tmp "$tmp"
+measure "$python" "$here/literal_formula.py"
 exit $status
