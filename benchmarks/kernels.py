@@ -90,7 +90,7 @@ def whole_slabs(scheme_name: str) -> Side:
 
     jit.expect(ROWS * COLUMNS)
     bits, spec, scheme = matrix(), TensorSpec("w", BF16, (ROWS, COLUMNS)), parse_scheme(scheme_name)
-    planned = TensorPlan(spec, scheme, "", native_parts(spec, scheme))
+    planned = TensorPlan(spec, scheme, "", native_parts(spec, scheme, "bitpack"))
 
     def side() -> None:
         for first, last in spec.row_slabs():

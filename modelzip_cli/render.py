@@ -33,12 +33,18 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text. `align` has a letter a column: l or r. `strong`: rows to print in bold."""
+    """Rows of text. `align`: l or r, a letter a column. `turns`: on too narrow a terminal, rows become columns."""
 
     columns: tuple[str, ...]
     align: str
     rows: tuple[tuple[str, ...], ...]
     dim: frozenset[int] = frozenset()
+    turns: bool = False
+
+    def turned(self) -> Table:
+        """The same with rows and columns exchanged."""
+        head, *lines = zip(self.columns, *self.rows, strict=True)
+        return Table(head, "l" + "r" * len(self.rows), tuple(lines))
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,11 @@ def _write_rich(blocks: Sequence[Block], stream: IO[str]) -> None:
         _print_rich(block, console)
 
 
+def _widths(table: Table) -> list[int]:
+    """The longest cell of each column."""
+    return [max(map(len, cells)) for cells in zip(table.columns, *table.rows, strict=True)]
+
+
 def _print_rich(block: Block, console: Console) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -172,7 +183,9 @@ def _print_rich(block: Block, console: Console) -> None:
         console.print(grid)
     elif isinstance(block, Table):
         grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        widths = [max(map(len, cells)) for cells in zip(block.columns, *block.rows, strict=True)]
+        if block.turns and sum(_widths(block)) + 2 * len(block.columns) > console.width:
+            block = block.turned()
+        widths = _widths(block)
         is_wide = sum(widths[:-1]) + 2 * len(widths) > console.width  # rather a name on two lines than half a figure
         for place, (column, side) in enumerate(zip(block.columns, block.align, strict=True)):
             folds = place == len(block.columns) - 1 or (place == 0 and is_wide)

@@ -35,7 +35,7 @@ def evaluation_table(rows: Sequence[tuple[str, Evaluation]]) -> Table:
     ]
     shown = [(title, cells) for title, cells in columns if any(cell != "-" for cell in cells)]
     lines = [(label, *(cells[place] for _, cells in shown)) for place, (label, _) in enumerate(rows)]
-    return Table(("model", *(title for title, _ in shown)), "l" + "r" * len(shown), tuple(lines))
+    return Table(("model", *(title for title, _ in shown)), "l" + "r" * len(shown), tuple(lines), turns=True)
 
 
 def _share(value: float | None, error: float | None = None) -> str:
