@@ -231,10 +231,10 @@ def test_a_quantized_student_runs_with_the_graph_beside_it(distill, modelzip, sc
 
 
 def test_a_nested_checkpoint_is_chosen_by_its_key(distill, tmp_path):
-    options = ("--arch", f"{NET}:Residual", "--student", "layers=0,2", "--json")
-    report = distill("-o", tmp_path / "s.pt2", "--key", "ema", *options, teacher="nested.pth").json
+    options = ("--arch", f"{NET}:Residual", *SMALL, "--json")
+    report = distill("-o", tmp_path / "s.pth", "--key", "ema", *options, teacher="nested.pth").json
     assert_is("distillation", report)
-    run = distill("-o", tmp_path / "m.pt2", "--key", "model", *options, teacher="nested.pth")
+    run = distill("-o", tmp_path / "m.pth", "--key", "model", *options, teacher="nested.pth")
     assert run.exit_code == 1
     assert "the teacher is right in" in run.stderr
 
