@@ -53,6 +53,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 50)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker its own part of the files: what a module prepares is prepared once. Who is done helps."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run of the program left: its exit code and its two streams."""
@@ -141,9 +149,15 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jit._Work, "numba", None)
 
 
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of the program, of which nothing that it does depends."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def environment(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of the program: no settings of the person who runs the tests, a home of its own."""
+def environment(kernel_cache: Path, home: Path) -> dict[str, str]:
+    """The environment of the program: no settings of the person who runs the tests, another home."""
     own = (
         "MODELZIP_",
         "NUMBA_",
@@ -158,7 +172,6 @@ def environment(kernel_cache: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "LANG",
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    home = tmp_path_factory.mktemp("home")
     return kept | {"NUMBA_CACHE_DIR": str(kernel_cache), "HOME": str(home), "LANG": "C.UTF-8", "TERM": "dumb"}
 
 

@@ -171,15 +171,15 @@ def test_int2_breaks_the_image_model():
     assert lost("digits_cnn.pth", "int2 everywhere") >= 20  # by default the small first and last layers are spared
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int2"])
-def test_a_run_of_today_scores_what_the_page_says(scheme, modelzip, sample, tmp_path):
+@pytest.mark.parametrize(("name", "scheme"), [("digits_mlp.pth", "int8"), ("digits_cnn.pth", "int2")])
+def test_a_run_of_today_scores_what_the_page_says(name, scheme, modelzip, sample, tmp_path):
     from evaluate import evaluate_state_dict
 
     from modelzip_cli import load_file
 
-    run = modelzip("quantize", sample("digits_cnn.pth"), "--scheme", scheme, "-o", "small.safetensors")
+    run = modelzip("quantize", sample(name), "--scheme", scheme, "-o", "small.safetensors")
     assert run.exit_code == 0
-    row = table("digits_cnn.pth")[scheme]
+    row = table(name)[scheme]
     found = evaluate_state_dict(load_file(tmp_path / "small.safetensors"))
     assert found.value == pytest.approx(row.value, abs=0.11)  # two pictures: other processors add up differently
     assert (tmp_path / "small.safetensors").stat().st_size == pytest.approx(row.bytes, rel=0.02)  # the header may grow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modelzip_cli import predict
 from modelzip_cli.kernels import jit
 from modelzip_cli.predict import PREDICTED, SPARSITIES, TARGETS
 from tests.checkpoints import (
@@ -84,6 +85,12 @@ ODD = {
 def environment(environment: dict[str, str]) -> dict[str, str]:
     """With compiled kernels, which the session compiles once: numpy gives the same and takes its time."""
     return environment | {jit.CHOICE: "numba"}
+
+
+@pytest.fixture(autouse=True)
+def _predictions_are_made_of_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How good they are is asked in test_predict.py."""
+    monkeypatch.setattr(predict, "MOST_SAMPLE", 16 << 10)
 
 
 @pytest.fixture

@@ -214,6 +214,17 @@ def test_the_file_appears_under_its_name_at_the_commit_and_not_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_bytes_are_on_the_disk_before_they_have_their_name_and_the_name_after(tmp_path, monkeypatch):
+    path, asked = tmp_path / "a", []
+
+    def fsync(descriptor: int) -> None:
+        asked.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(path, "text", replace=False)
+    assert asked == [(False, False), (True, True)]
+
+
 def test_an_abort_leaves_nothing_and_can_be_repeated(tmp_path):
     output = AtomicFile(tmp_path / "a", replace=False)
     output.write(0, b"ab")

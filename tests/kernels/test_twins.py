@@ -392,9 +392,13 @@ def fill(body: Callable[..., Any], arguments: Arguments, results: Results) -> tu
 
 
 def run(body: Callable[..., Any], arguments: Arguments) -> tuple[np.ndarray, ...]:
-    """What a body returns; the arguments are the same afterwards."""
+    """What a body returns; the arguments are the same afterwards. The first cannot be written, as a mapped file."""
+    first, *others = arguments
+    if isinstance(first, np.ndarray):
+        first = first.view()
+        first.flags.writeable = False
     before = [argument.tobytes() for argument in arguments if isinstance(argument, np.ndarray)]
-    returned = body(*arguments)
+    returned = body(first, *others)
     assert before == [argument.tobytes() for argument in arguments if isinstance(argument, np.ndarray)]
     return returned if isinstance(returned, tuple) else (returned,)
 
