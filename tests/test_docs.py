@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from modelzip_cli.kernels import jit
@@ -31,8 +30,6 @@ CHANGING = (  # what differs from run to run
 
 
 RUNS_A_MODEL = re.compile(r"^modelzip (eval|distill|prune .*--channels)")
-TRAINING, FEW_STEPS = re.compile(r"--max-steps \d+"), "--max-steps 10"  # they print as many lines as hundreds
-OF_FEW_STEPS = "warning no gain on held out data since step "
 FOR_A_SHELL = re.compile(r"[|&;<>*$'\"]")
 NUMBER = re.compile(r"\d[\d,.]*(e-?\d+)?")
 
@@ -46,7 +43,7 @@ def masked(text: str) -> str:
 def comparable(page: str) -> str:
     """A page without what may differ: times, and all figures of models that ran, whose last digits are the processor's.
 
-    What is left of these are the words, and how many figures there are: as many after a few steps with little data.
+    What is left of these are the words, and how many figures there are.
     """
     shown, figures_differ = [], False
     for line in masked(page).splitlines():
@@ -54,29 +51,19 @@ def comparable(page: str) -> str:
             figures_differ = RUNS_A_MODEL.match(line.removeprefix("$ ")) is not None
         elif figures_differ:
             line = re.sub(r"[ -]+", " ", NUMBER.sub("N", line))
-        if not line.startswith(OF_FEW_STEPS):
-            shown.append(line)
+        shown.append(line)
     return "\n".join(shown)
-
-
-def keep_little_data(folder: Path) -> None:
-    """Leave an eighth of the examples of a folder."""
-    for path in folder.glob("*.npz"):
-        with np.load(path) as file:
-            arrays = dict(file)
-        examples = len(arrays["x"])
-        np.savez(path, **{name: a[: examples // 8] if len(a) == examples else a for name, a in arrays.items()})
 
 
 @pytest.fixture
 def prints(modelzip: Callable[..., Run], tmp_path: Path, environment: dict[str, str]) -> Callable[[str], str]:
-    """What a line of shell prints. To compare it, what is our program alone runs in this process, and learns little."""
+    """What a line of shell prints. To compare it, what is our program alone runs in this process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def run(line: str) -> str:
         slow = {jit.CHOICE: "numba"} if " compress " in line else {}  # the same in less time, once it is compiled
         if line.startswith("modelzip ") and not FOR_A_SHELL.search(line) and not REFRESH:
-            return modelzip(*TRAINING.sub(FEW_STEPS, line).split()[1:], env=slow, one_stream=True).stdout
+            return modelzip(*line.split()[1:], env=slow, one_stream=True).stdout
         done = subprocess.run(
             ["bash", "-c", line],
             cwd=tmp_path,
@@ -103,8 +90,6 @@ def run_block(block: str, prints: Callable[[str], str]) -> str:
 @pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.name)
 def test_the_console_blocks_of_a_page_show_what_the_program_prints(page, prints, tmp_path):
     shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")
-    if not REFRESH:
-        keep_little_data(tmp_path / "sample_models")
     shown = page.read_text()
     ran = BLOCK.sub(lambda found: run_block(found[0], prints), shown)
     if REFRESH:
