@@ -72,6 +72,7 @@ def eval_(
     The network comes from an exported .pt2, a Hugging Face directory, or --arch; compressed files run as they are.
     """
     import time
+    from json import dumps
 
     from modelzip_cli.cli.data import data_options, network_of, quiet_torch
     from modelzip_cli.cli.progress import examples_progress
@@ -137,7 +138,11 @@ def eval_(
         warned = [*dict.fromkeys(warning for outcome in found for warning in outcome.warnings)]
         return evaluation_blocks(f"{examples.label}: {found[0].result.examples:,} {what}", table, pairs, passed, warned)
 
-    show(chosen, values, blocks)
+    if chosen == "jsonl" and len(found) > 1:
+        for run in values()["runs"]:
+            print(dumps(run, allow_nan=False))
+    else:
+        show(chosen, values, blocks)
     write_reports(files, values, blocks)
     _raise_for(found)
 

@@ -232,7 +232,10 @@ def _narrow(
     teacher: Model, spec: StudentSpec, module: GraphModule, score: str, batches: Callable[[], list[Batch]]
 ) -> tuple[GraphModule, list[str]]:
     """Cut channels, so that the width or the number of parameters is what was asked for."""
-    channels = find_channels(module)
+    try:
+        channels = find_channels(module)
+    except ModelDoesNotRun as error:
+        raise ModelDoesNotRun(f"{teacher.label}: {error}") from error
     if not channels.groups:
         reasons = "; ".join(f"{inert(frozen.name)}: {frozen.reason}" for frozen in channels.frozen[:3])
         raise UsageError(f"{teacher.label}: no channels of this network can be cut ({reasons}): try depth=SHARE")

@@ -153,10 +153,12 @@ def test_several_models_are_rows_of_one_table(evaluated, classifier):
     assert [line.split()[0] for line in lines[3:6]] == [str(classifier.path("net.pt2")), *map(str, more)]
 
 
-def test_several_models_are_one_line_of_jsonl(evaluated, classifier):
-    run = evaluated("net.pt2", classifier.path("net.safetensors"), "--format", "jsonl")
-    assert run.stdout.count("\n") == 1
-    assert_is("evaluated_many", json.loads(run.stdout))
+def test_each_of_several_models_is_a_line_of_jsonl(evaluated, classifier):
+    more = classifier.path("net.safetensors")
+    lines = evaluated("net.pt2", more, "--format", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["source"]["path"] for line in lines] == [str(classifier.path("net.pt2")), str(more)]
+    for line in lines:
+        assert_is("evaluated", json.loads(line))
 
 
 def test_data_without_labels_are_enough_for_a_comparison(evaluated, classifier, tmp_path):

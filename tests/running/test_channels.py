@@ -55,6 +55,23 @@ def test_channels_of_one_weight_that_go_different_ways_are_named_by_their_place(
     assert {group.name: group.channels for group in groups} == {"both.weight[0:4]": 4, "both.weight[4:12]": 8}
 
 
+def test_an_assertion_in_the_graph_is_no_channel():
+    class Asserting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x)
+            torch.ops.aten._assert_tensor_metadata(hidden, dtype=torch.float32)
+            return self.second(hidden)
+
+    module = exported(Asserting(), noise(2, 3))
+    assert any("assert" in str(node.target) for node in module.graph.nodes)
+    (group,) = find_channels(module).groups
+    assert (group.name, group.channels) == ("first.weight", 8)
+
+
 def test_the_sample_cnn_is_cut_in_all_its_layers():
     image = noise(3, 1, 12, 12)
     module = dynamic(DigitsCNN(), image[:2])
