@@ -15,6 +15,7 @@ from modelzip_cli.errors import UsageError, inert
 
 SCOPES = ("global", "layer")
 AMOUNTS = ("sparsity", "threshold", "pattern")
+AUTO = "auto"  # in the place of a criterion: the model says which
 MIN_KEEP = 0.02
 MOST_SEED = 2**63
 
@@ -48,7 +49,8 @@ class Pruning:
             raise UsageError(f"--threshold {self.threshold}: write a number above 0; weights nearer to 0 are pruned")
         if self.pattern is not None:
             object.__setattr__(self, "pattern", str(parse_pattern(self.pattern)))
-        criterion(self.criterion)
+        if self.criterion != AUTO:
+            criterion(self.criterion)
         if self.scope is not None and self.scope not in SCOPES:
             raise UsageError(f"--scope {inert(self.scope)}: there are {' and '.join(SCOPES)}")
         if self.scope is not None and self.sparsity is None:
@@ -61,13 +63,15 @@ class Pruning:
             raise UsageError(f"--min-keep {self.min_keep:g}: write a share of the weights, 0 <= share < 1")
         if self.min_keep is not None and not self.is_global:
             raise UsageError("--min-keep is a floor under --scope global; here every tensor is at the amount")
-        if self.threshold is not None and self.by.same_everywhere:
-            raise UsageError(f"--threshold is about weights; {self.criterion} has none: --sparsity")
+        if self.threshold is not None and not self.by.by_bits:
+            raise UsageError(f"--threshold is about weights; {self.criterion} has other scores: --sparsity")
+        if self.is_global and self.by.changes_weights:
+            raise UsageError(f"--scope global: {self.criterion} takes a layer at a time: leave --scope away")
 
     @property
     def by(self) -> Criterion:
-        """The criterion."""
-        return criterion(self.criterion, self.seed)
+        """The criterion, without statistics; of `auto` the one that it tries first."""
+        return criterion("magnitude" if self.criterion == AUTO else self.criterion, self.seed)
 
     @property
     def mask(self) -> Pattern | None:

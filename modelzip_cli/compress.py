@@ -317,7 +317,10 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
         rows = {name: values[slab.first : slab.last] for name, values in tensor.rows.items()}
         params = {**tensor.params, **(rows or scheme.fit_rows(target, tensor.params))}
-        codes = scheme.encode(target, params, prices)
+        if tensor.feedback is not None:
+            codes = tensor.feedback.of(spec).codes(scheme, target, params, prices)
+        else:
+            codes = scheme.encode(target, params, prices)
         dtype = scheme.plain or spec.dtype
         restored = np.empty(block.shape, dtype.unit) if plan.layout == "dense" else None
         sums = _errors(block, codes, params, scheme, dtype, restored)

@@ -16,6 +16,7 @@ from modelzip_cli.coders.tables import Tables
 from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.errors import DoesNotFit, UnsupportedCheckpoint, UsageError, inert
+from modelzip_cli.feedback import Feedbacks
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.rans import LANES
 from modelzip_cli.layouts import Part
@@ -25,11 +26,12 @@ from modelzip_cli.pruning import Masked, Masks, Pruned, find_masks
 from modelzip_cli.recipe import Decision, Recipe
 from modelzip_cli.sampling import sample_all
 from modelzip_cli.schemes.base import Codes, Params, Scheme
-from modelzip_cli.schemes.ecq import Ecq
+from modelzip_cli.schemes.ecq import Ecq, along_rows
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import Source, TensorSpec
+from modelzip_cli.statistics import HESSIAN
+from modelzip_cli.tensors import Source, Statistics, TensorSpec
 
 WORTH = 0.15  # what entropy coding has to save of a tensor, which it makes slower to read
 CODER_SAMPLE = 64 * 1024  # weights that are looked at to know
@@ -51,6 +53,7 @@ class TensorPlan:
     guess: int | None = None  # bytes that coded codes are expected to take
     rows: Params = field(default_factory=dict)  # what `fit_rows` would find in all rows, where that is known
     pruned: Pruned | None = None
+    feedback: Feedbacks | None = None  # where errors of a column are passed on to those after it
 
     @property
     def bytes_after(self) -> int:
@@ -104,15 +107,17 @@ def plan_compression(
     masks: Masks | None = None,
     allocator: Allocator | None = None,
     step: float | None = None,
+    statistics: Statistics | None = None,
 ) -> Plan:
     """Decide for every tensor of `source`; fit what belongs to whole tensors, one tensor a task on `executor`.
 
     `container` is that of the output; `step` that of `ecq` tensors without one of their own; `masks` and `allocator`
-    are what `masks_of` and `sampled` made of the source. Raises NonFinite unless the recipe allows keeping those.
+    are what `masks_of` and `sampled` made of the source; with Hessians among the `statistics` weights are rounded with
+    feedback. Raises NonFinite unless the recipe allows keeping those.
     """
     decisions = recipe.decide(source.specs, _ties(source))
-    masks = masks_of(source, recipe, executor) if masks is None else masks
-    allocator = allocator or sampled(source, recipe, executor, masks)
+    masks = masks_of(source, recipe, executor, statistics) if masks is None else masks
+    allocator = allocator or sampled(source, recipe, executor, masks, statistics)
     allocation = allocator.at(step or 1.0) if allocator.sampled else None
     undecided = [
         (spec, decisions[_ties(source).get(name, name)], tie) for name, spec, tie in _stored(source, recipe, container)
@@ -120,26 +125,50 @@ def plan_compression(
     jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
     seen = Masked(source, masks) if masks else source
     tensors = list(executor.map(lambda item: _fitted(seen, recipe, allocation, masks, *item), undecided))
+    tensors = _with_feedback(tensors, masks, statistics)
     plan = _assembled(source, recipe, tensors, command, container)
     if allocation:
         plan = replace(plan, tables=allocation.tables, prices=allocation.prices)
     return plan
 
 
-def masks_of(source: Checkpoint, recipe: Recipe, executor: Executor) -> Masks:
+def _with_feedback(tensors: list[TensorPlan], masks: Masks, statistics: Statistics | None) -> list[TensorPlan]:
+    """The tensors that are rounded with feedback: those whose Hessian is known, but for those that are pruned."""
+    if statistics is None:
+        return tensors
+    feedbacks = Feedbacks(statistics)
+    return [
+        replace(tensor, feedback=feedbacks)
+        if tensor.scheme and tensor.scheme.feeds_back and not tensor.tie and feeds_back(tensor.spec, masks, statistics)
+        else tensor
+        for tensor in tensors
+    ]
+
+
+def feeds_back(spec: TensorSpec, masks: Masks, statistics: Statistics | None) -> bool:
+    """Whether a tensor may be rounded with feedback."""
+    return statistics is not None and spec.name not in masks and statistics.has(spec, HESSIAN)
+
+
+def masks_of(source: Checkpoint, recipe: Recipe, executor: Executor, statistics: Statistics | None = None) -> Masks:
     """What `recipe` prunes of the tensors of `source`, by the first name of a tie."""
     if recipe.pruning is None:
         return {}
     decisions = recipe.decide(source.specs, _ties(source))
     chosen = [(source.specs[name], decision.amount) for name, decision in decisions.items() if decision.pruned]
-    return find_masks(source, chosen, recipe.pruning, executor, allow_nonfinite=recipe.allow_nonfinite)
+    return find_masks(
+        source, chosen, recipe.pruning, executor, allow_nonfinite=recipe.allow_nonfinite, statistics=statistics
+    )
 
 
-def sampled(source: Checkpoint, recipe: Recipe, executor: Executor, masks: Masks) -> Allocator:
+def sampled(
+    source: Checkpoint, recipe: Recipe, executor: Executor, masks: Masks, statistics: Statistics | None = None
+) -> Allocator:
     """Go once through the tensors that `recipe` gives `ecq`, as they are once pruned."""
     decisions = recipe.decide(source.specs, _ties(source))
     seen = Masked(source, masks) if masks else source
     treated = [(source.specs[name], one.scheme) for name, one in decisions.items() if isinstance(one.scheme, Ecq)]
+    treated = [(spec, _for_feedback(spec, scheme, masks, statistics)) for spec, scheme in treated]
     jit.expect(sum(spec.size for spec, _ in treated), jit.SEARCHING)
     found = sample_all(treated, lambda spec, first, last: read_block(seen, spec, first, last), executor)
     if not recipe.allow_nonfinite:
@@ -147,6 +176,13 @@ def sampled(source: Checkpoint, recipe: Recipe, executor: Executor, masks: Masks
             if not each.finite:
                 raise refuse_nonfinite(source, each.spec)
     return Allocator([each for each in found if each.finite], executor)
+
+
+def _for_feedback(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Ecq:
+    """Feedback takes a column at a time, so paths cannot run along the rows: the plain grid has none."""
+    rows = max(last - first for first, last in spec.row_slabs(tall=True))
+    turned = along_rows(rows, spec.matrix[1])
+    return replace(scheme, states=1) if turned and feeds_back(spec, masks, statistics) else scheme
 
 
 def _ties(source: Checkpoint) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 from operator import itemgetter
@@ -19,17 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip_cli.amounts import Pruning
+from modelzip_cli.amounts import AUTO, Pruning
 from modelzip_cli.blocks import refuse_nonfinite
-from modelzip_cli.criteria.base import Place
+from modelzip_cli.criteria.base import Criterion, Place
 from modelzip_cli.criteria.masks import Below, LargestOf, Mask
 from modelzip_cli.criteria.patterns import Pattern, inputs_of
 from modelzip_cli.criteria.threshold import NONFINITE, Profile, shares
 from modelzip_cli.errors import Unreachable, UsageError, inert
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.pruning import HIGH, count_high, count_low
+from modelzip_cli.solving import Solver
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.tensors import BF16, Source, TensorSpec
+from modelzip_cli.statistics import HESSIAN
+from modelzip_cli.tensors import BF16, Source, Statistics, TensorSpec
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Bits
@@ -82,27 +84,59 @@ def pruned_bits(source: Source, spec: TensorSpec, mask: Mask, start: int, stop: 
 
 
 def find_masks(
-    source: Checkpoint, chosen: Chosen, asked: Pruning, executor: Executor, *, allow_nonfinite: bool
+    source: Checkpoint,
+    chosen: Chosen,
+    asked: Pruning,
+    executor: Executor,
+    *,
+    allow_nonfinite: bool,
+    statistics: Statistics | None = None,
 ) -> Masks:
-    """Decide what is pruned of the tensors `chosen`.
+    """Decide what is pruned of the tensors `chosen`; some criteria need `statistics`.
 
-    Raises Unreachable for an amount that would empty a tensor, UsageError for a pattern that does not fit one,
-    NonFinite for a tensor with NaN or infinity, which with `allow_nonfinite` is left out.
+    Raises UsageError where they are missing and for a pattern that does not fit a tensor, Unreachable for an amount
+    that would empty one, NonFinite for a tensor with NaN or infinity, which with `allow_nonfinite` is left out.
     """
     jit.expect(2 * sum(spec.size for spec, _ in chosen))
-    finder = _Finder(source, chosen, asked, executor)
+    by = _informed(asked, statistics, [spec for spec, _ in chosen])
+    finder = _Finder(source, chosen, asked, by, executor)
     finder.count(allow_nonfinite=allow_nonfinite)
     found = finder.by_threshold() if asked.mask is None else finder.by_pattern(asked.mask)
     finder.refuse_emptied(found)
+    if by.changes_weights and statistics is not None:
+        solver = Solver(source, statistics, asked.mask)
+        shares = {spec.name: asked.sparsity if share is None else share for spec, share in chosen}
+        known = [finder.specs[name] for name in found if statistics.has(finder.specs[name], HESSIAN)]
+        return {**found, **{spec.name: Pruned(solver.mask(shares[spec.name]), None) for spec in known}}
     return found
 
 
+def _informed(asked: Pruning, statistics: Statistics | None, specs: Sequence[TensorSpec]) -> Criterion:
+    """The criterion with the statistics that it needs. Raises UsageError without."""
+    by = replace(asked.by, statistics=statistics)
+    if asked.criterion == AUTO:
+        raise UsageError(
+            "--criterion auto compares what the model does: --data, and --arch where the file has no network"
+        )
+    if by.needs is None:
+        return by
+    if statistics is None:
+        raise UsageError(
+            f"--criterion {by.id} needs to know what the model does: --data, and the network where the file has none, "
+            "or --statistics"
+        )
+    if by.changes_weights:
+        specs = [spec for spec in specs if statistics.has(spec, by.needs)][:1] or specs  # the others go by magnitude
+    statistics.require(specs, [by.needs])
+    return by
+
+
 class _Finder:
-    def __init__(self, source: Checkpoint, chosen: Chosen, asked: Pruning, executor: Executor) -> None:
+    def __init__(self, source: Checkpoint, chosen: Chosen, asked: Pruning, by: Criterion, executor: Executor) -> None:
         self.source, self.label, self.asked, self.executor = source, source.file.label, asked, executor
         self.specs = {spec.name: spec for spec, _ in chosen}
         self.own = {spec.name: share for spec, share in chosen if share is not None}
-        self.by = asked.by
+        self.by = by
         self.profiles: dict[str, Profile] = {}
         self.looked: set[tuple[str, int]] = set()  # tensors and the bins of theirs that were cut into single scores
 

@@ -43,6 +43,7 @@ class TensorRow:
     max_abs_error: float | None = None
     exact: bool = False
     pruned: bool = False
+    feedback: bool = False  # errors of a column were passed on to those after it
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON values."""
@@ -95,6 +96,7 @@ class Report:
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys of one command only
+    stages: tuple[tuple[str, Any], ...] = ()  # Evaluations of the model, from the dense one to the output
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; keys as in CLI.md."""
@@ -111,4 +113,11 @@ class Report:
             "warnings": [*self.warnings],
             "timing": {"seconds": round(self.seconds, 3), "peak_rss_bytes": self.peak_rss_bytes},
             **self.extra,
+            **self._evaluation(),
         }
+
+    def _evaluation(self) -> dict[str, Any]:
+        if not self.stages:
+            return {}
+        found = [{"stage": label, **evaluation.to_json()} for label, evaluation in self.stages]
+        return {"evaluation": {"before": found[0], "after": found[-1], "stages": found}}

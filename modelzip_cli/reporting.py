@@ -169,6 +169,7 @@ def _row(tensor: TensorPlan, errors: Errors | None) -> TensorRow:
         tensor.bytes_after,
         exact=not tensor.lossy,
         pruned=tensor.pruned is not None and not tensor.tie,
+        feedback=tensor.feedback is not None,
     )
     if tensor.tie:
         return row

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelzip_cli.compress import run
 from modelzip_cli.containers.streams import STANDARD
@@ -16,11 +17,16 @@ from modelzip_cli.errors import CannotWrite, GateFailed, inert
 from modelzip_cli.estimate import with_lossless_sizes
 from modelzip_cli.output import check_output, container_of, file_container, open_output, planned_size
 from modelzip_cli.plan import Plan, masks_of, plan_compression, plan_restore, sampled
+from modelzip_cli.pruning import Masks
 from modelzip_cli.recipe import Goal, Recipe
 from modelzip_cli.report import Gate, Report
 from modelzip_cli.reporting import report_on
 from modelzip_cli.search import Search
-from modelzip_cli.source import Checkpoint, check_new, open_source
+from modelzip_cli.source import Checkpoint, check_new, open_source, overlaid
+from modelzip_cli.tensors import Statistics
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits
 
 METRICS = ("sqnr", "sqnr-min", "cosine")
 
@@ -74,14 +80,31 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str) -> Report:
+@dataclass(frozen=True)
+class Aid:
+    """What running the model on data gave a run.
+
+    `statistics`: what its weights do; `masks`: what becomes of weights, where that is decided; `replaced`: other bits
+    for tensors that are kept, such as the running statistics of BatchNorm.
+    """
+
+    statistics: Statistics | None = None
+    masks: Masks | None = None
+    replaced: Mapping[str, Bits] = field(default_factory=dict)
+
+
+def compress_file(
+    path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str, aid: Aid | None = None
+) -> Report:
     """Compress the checkpoint at `path` into `output` as `recipe` says, and report on it.
 
-    Raises what opening, planning and writing raise, and GateFailed when a limit is not met; nothing is left then.
+    `aid`: what running the model gave. Raises what opening, planning and writing raise, and GateFailed when a limit is
+    not met; nothing is left then.
     """
     started = time.monotonic()
+    aid = aid or Aid()
     container = container_of(path, output)
-    source = open_for(path, recipe)
+    source = overlaid(open_for(path, recipe), aid.replaced)
     try:
         settings.check_output(path, output)
         check_new(source, requantize=settings.requantize)
@@ -90,8 +113,16 @@ def compress_file(path: Path, output: Path, recipe: Recipe, settings: Settings, 
         with _threads(settings.jobs) as executor:
             of_files = file_container(source, container, recipe.layout)
             if recipe.goal is not None:
-                return _meet(recipe.goal, source, recipe, target, of_files, settings, executor, started, command)
-            plan = plan_compression(source, recipe, command=command, container=of_files, executor=executor)
+                return _meet(recipe.goal, source, recipe, target, of_files, settings, executor, started, command, aid)
+            plan = plan_compression(
+                source,
+                recipe,
+                command=command,
+                container=of_files,
+                executor=executor,
+                masks=aid.masks,
+                statistics=aid.statistics,
+            )
             return _carry_out(plan, source, target, settings, executor, started)
     finally:
         source.close()
@@ -141,14 +172,15 @@ def _meet(
     executor: Executor,
     started: float,
     command: str,
+    aid: Aid,
 ) -> Report:
     """Find the step that meets the goal, and write the output.
 
     The step comes from a sample. Where the output misses the goal, what it was is the measure for the next attempt.
     Raises Unreachable when no step on offer meets the goal.
     """
-    masks = masks_of(source, recipe, executor)
-    allocator = sampled(source, recipe, executor, masks)
+    masks = masks_of(source, recipe, executor, aid.statistics) if aid.masks is None else aid.masks
+    allocator = sampled(source, recipe, executor, masks, aid.statistics)
 
     def planned(step: float | None) -> Plan:
         return plan_compression(
@@ -160,6 +192,7 @@ def _meet(
             masks=masks,
             allocator=allocator,
             step=step,
+            statistics=aid.statistics,
         )
 
     search = Search(goal, source, allocator)

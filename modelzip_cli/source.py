@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from modelzip_cli.containers.hf_directory import NATIVE_INDEX, HfDirectory, is_hugging_face, list_model
 from modelzip_cli.containers.outer import Outer
@@ -18,6 +18,9 @@ from modelzip_cli.layouts.manifest import is_native
 from modelzip_cli.layouts.native import DIGEST
 from modelzip_cli.layouts.native_source import NativeSource
 from modelzip_cli.tensors import Source, TensorSpec
+
+if TYPE_CHECKING:
+    from modelzip_cli.tensors import Bits
 
 FOREIGN = (  # (first bytes, what such a file is); most "corrupt checkpoints" are one of these
     (b"GGUF", "a GGUF file"),
@@ -72,6 +75,32 @@ class Checkpoint(Source, Protocol):
     @property
     def beside(self) -> Mapping[str, TensorSpec]:
         """Tensors that are not weights, readable like them."""
+
+
+class Overlay:
+    """A checkpoint with other bits for some of its tensors; shapes and dtypes stay."""
+
+    def __init__(self, source: Checkpoint, replaced: Mapping[str, Bits]) -> None:
+        """`replaced`: raw units [units] by name."""
+        self._source, self._replaced = source, replaced
+
+    def read(self, name: str, start: int, stop: int) -> Bits:
+        """The units [start, stop) of a tensor."""
+        if name in self._replaced:
+            return self._replaced[name][start:stop]
+        return self._source.read(name, start, stop)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
+def overlaid(source: Checkpoint, replaced: Mapping[str, Bits]) -> Checkpoint:
+    """`source` with other bits for some tensors: the file, or every shard of a directory."""
+    if not replaced:
+        return source
+    if isinstance(source, HfDirectory):
+        return source.with_shards(lambda shard: Overlay(shard, replaced))
+    return Overlay(source, replaced)
 
 
 def open_source(path: Path, *, key: str | None = None, keep_extras: bool = False) -> Checkpoint:

@@ -6,7 +6,7 @@ the cut into slabs (docs/format.md, sections 2 and 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -157,6 +157,23 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the file."""
+
+
+class Statistics(Protocol):
+    """What running a model on data left of its weights (statistics.py): matrices by weight and kind."""
+
+    @property
+    def label(self) -> str:
+        """Where they lie."""
+
+    def has(self, spec: TensorSpec, kind: str) -> bool:
+        """Whether there is this kind for a weight."""
+
+    def read(self, spec: TensorSpec, kind: str, first: int = 0, last: int | None = None) -> Block:
+        """Rows [first, last) of it, float32."""
+
+    def require(self, specs: Iterable[TensorSpec], kinds: Iterable[str]) -> None:
+        """Raise UsageError unless there is each of `kinds` for every weight."""
 
 
 class ArraySink(Protocol):

@@ -46,13 +46,15 @@ def run_jobs(
     do: Callable[[Job, int], Report],
     threads: int,
     finished: Callable[[Result], None] = lambda result: None,
+    *,
+    one_by_one: bool = False,
 ) -> Iterator[Result]:
     """Do the jobs and yield results in their order; an error of one is its result, not the end.
 
     `finished` is told of each as soon as it is, in the thread that did it.
 
     `do` is given a job and how many threads it may use: all of `threads` for a large file, one for a small one, which
-    has others beside it. So memory is bounded as for a single file.
+    has others beside it, unless they are done `one_by_one`. So memory is bounded as for a single file.
     """
 
     def attempt(job: Job, threads: int) -> Result:
@@ -64,7 +66,7 @@ def run_jobs(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="modelzip-job")
     try:
         for job in jobs:
-            if threads > 1 and _is_small(job):
+            if threads > 1 and not one_by_one and _is_small(job):
                 waiting.append(pool.submit(attempt, job, 1))
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
-from modelzip_cli.errors import BadOption, UsageError, inert
+from modelzip_cli.errors import BadOption, OutputExists, UsageError, inert
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelzip_cli.running.aided import Study
     from modelzip_cli.running.data import DataOptions
     from modelzip_cli.running.ladder import Network
 
@@ -73,6 +76,49 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not all(size.isascii() and size.isdigit() and 0 < int(size) <= 65_536 for size in sizes):
         raise BadOption(f"--image-size {inert(text)!r}: write a size such as 224 or 224x320")
     return int(sizes[0]), int(sizes[1])
+
+
+def study_of(
+    *,
+    network: tuple[str | None, str | None, str | None],
+    data: str | None,
+    test_data: str | None,
+    statistics: Path | None,
+    save_statistics: Path | None,
+    fail_under: tuple[tuple[str, float], ...],
+    recover: int | None = None,
+    seed: int | None = None,
+    force: bool,
+    **options: str | None,
+) -> Study | None:
+    """How quantize, prune and compress run the model; None without `data`, which all other options need.
+
+    `network`: --arch, --arch-args and --key; `options`: of data. Raises UsageError.
+    """
+    if statistics is not None and save_statistics is not None:
+        raise UsageError("--statistics are there already: --save-statistics is for those that --data gives")
+    if data is None:
+        given = {"arch": network[0], "arch_args": network[1], "test_data": test_data, "recover": recover, **options}
+        for name, value in (given | {"save_statistics": save_statistics}).items():
+            if value is not None:
+                raise UsageError(f"--{name.replace('_', '-')} says how the model is run: --data says on what")
+        return None
+    if save_statistics is not None and save_statistics.exists() and not force:
+        raise OutputExists(f"{inert(str(save_statistics))} exists; -f replaces it")
+    from modelzip_cli.running.aided import Study
+
+    read = data_options(
+        label_key=options.get("label_key"),
+        text_key=options.get("text_key"),
+        mean=options.get("mean"),
+        std=options.get("std"),
+        image_size=options.get("image_size"),
+        tokenizer=options.get("tokenizer"),
+        skip_bad=False,
+    )
+    return Study(
+        network_of(*network), data, read, test_data, seed or 0, statistics, save_statistics, recover or 0, fail_under
+    )
 
 
 @contextmanager

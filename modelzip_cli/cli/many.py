@@ -74,8 +74,12 @@ def run_many(
     *,
     command: str,
     recipe: Mapping[str, Any],
+    one_by_one: bool = False,
 ) -> None:
-    """Find inputs, give them outputs, do them, show reports. Raises the error of a single input, or BatchFailed."""
+    """Find inputs, give them outputs, do them, show reports. Raises the error of a single input, or BatchFailed.
+
+    `one_by_one`: small files too, each with all threads.
+    """
     from modelzip_cli.batch.jobs import find_inputs, plan_jobs
     from modelzip_cli.batch.journal import Journal
     from modelzip_cli.batch.run import output_folders, raise_for
@@ -101,7 +105,9 @@ def run_many(
         if journal is not None:
             journal.begin()
         try:
-            for result in _results(jobs, do, settings, journal, finished, progress_shown=shown.progress):
+            for result in _results(
+                jobs, do, settings, journal, finished, progress_shown=shown.progress, one_by_one=one_by_one
+            ):
                 results.append(result)
                 if shown.quiet:
                     if not sends and result.report is not None and result.report.output is not None:
@@ -131,6 +137,7 @@ def _results(
     finished: list[Result],
     *,
     progress_shown: bool,
+    one_by_one: bool,
 ) -> Iterator[Result]:
     from modelzip_cli.batch.run import run_jobs
     from modelzip_cli.cli.progress import progress
@@ -149,7 +156,7 @@ def _results(
                 alone = replace(alone, ready=partial(_note_done, journal, job))
             return do(job, replace(alone, jobs=threads))
 
-        yield from run_jobs(jobs, attempt, settings.jobs, finish)
+        yield from run_jobs(jobs, attempt, settings.jobs, finish, one_by_one=one_by_one)
 
 
 def _note_done(journal: Journal, job: Job, report: Report, pending: Path) -> None:

@@ -89,7 +89,12 @@ PatternName = Annotated[
 ]
 CriterionName = Annotated[
     str | None,
-    typer.Option("--criterion", metavar="magnitude|random", help="Which weights go first.  [default: magnitude]"),
+    typer.Option(
+        "--criterion",
+        metavar="NAME",
+        help="Which weights go first: magnitude or random; with --data or --statistics taylor, fisher, wanda or "
+        "sparsegpt; with --data auto.  [default: magnitude]",
+    ),
 ]
 Scope = Annotated[
     str | None,
@@ -116,10 +121,29 @@ Channels = Annotated[
     float | None,
     typer.Option("--channels", metavar="SHARE", help="Keep this share of the channels: a narrower network, as .pt2."),
 ]
-CutData = Annotated[
+RunData = Annotated[
     str | None,
     typer.Option(
-        "--data", metavar="PATH", help="With --channels: statistics of BatchNorm from it, and what the cut cost."
+        "--data",
+        metavar="PATH",
+        help="Run the model on it: what weights do, what the output does. Pictures, .npz .npy .csv .jsonl .txt ...",
+    ),
+]
+TestData = Annotated[
+    str | None,
+    typer.Option("--test-data", metavar="PATH", help="What models are judged on.  [default: a tenth of --data]"),
+]
+StatisticsPath = Annotated[
+    Path | None,
+    typer.Option("--statistics", metavar="FILE", help="What weights do, from a file that --save-statistics wrote."),
+]
+SaveStatistics = Annotated[
+    Path | None, typer.Option("--save-statistics", metavar="FILE", help="Keep what --data told of the weights.")
+]
+Recover = Annotated[
+    int | None,
+    typer.Option(
+        "--recover", metavar="N", help="Then learn from the unpruned model for N steps; zeros stay zeros.", min=1
     ),
 ]
 KeptScheme = Annotated[

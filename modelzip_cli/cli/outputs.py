@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelzip_cli.batch.jobs import Job
+    from modelzip_cli.cli.many import Shown
     from modelzip_cli.recipe import Recipe
+    from modelzip_cli.report import Report
+    from modelzip_cli.running.aided import Study
+    from modelzip_cli.single import Settings
+
+JUDGED = ("accuracy", "agreement", "perplexity-ratio")  # gates on what the model does, which take --data
 
 
 def with_choices(
@@ -64,16 +73,25 @@ def write_outputs(
     no_progress: bool,
     report: list[Path] | None,
     requantize: bool = True,
+    statistics: Path | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Carry out `asked` for every input and show what became of it. Raises what that raises."""
+    """Carry out `asked` for every input and show what became of it. Raises what that raises.
+
+    `model`: what `study_of` is told of how the model is run.
+    """
     from modelzip_cli.batch.names import output_name
+    from modelzip_cli.cli.data import study_of
     from modelzip_cli.cli.many import Shown, run_many, select
     from modelzip_cli.cli.recipes import save_recipe_file
     from modelzip_cli.cli.values import parse_form, parse_gate, parse_jobs, parse_report_files, parse_size
-    from modelzip_cli.single import METRICS, Limits, Settings, compress_file
+    from modelzip_cli.single import METRICS, Limits, Settings
 
+    given = model or {}
+    judged = JUDGED if given.get("data") else ()
+    gates = [parse_gate(text, (*METRICS, *judged)) for text in fail_under or ()]
     limits = Limits(
-        tuple(parse_gate(text, METRICS) for text in fail_under or ()),
+        tuple(gate for gate in gates if gate[0] in METRICS),
         None if max_size is None else parse_size(max_size, "--max-size"),
     )
     selection = select(
@@ -98,12 +116,46 @@ def write_outputs(
     )
     if save_recipe is not None:
         save_recipe_file(save_recipe, asked, force=force)
+    gates_of_model = tuple(gate for gate in gates if gate[0] in judged)
+    study = study_of(**given, statistics=statistics, fail_under=gates_of_model, force=force) if given else None
     run_many(
         selection,
         lambda path: output_name(path, asked),
-        lambda job, running: compress_file(job.path, job.output, asked, running, command=command),
+        _with_model(asked, command, study, shown) if study else _alone(asked, command, statistics),
         settings,
         shown,
         command=command,
         recipe=asked.to_json(),
+        one_by_one=study is not None,
     )
+
+
+def _alone(asked: Recipe, command: str, statistics: Path | None) -> Callable[[Job, Settings], Report]:
+    """What does a job without running the model; `statistics` may come from another run."""
+    from modelzip_cli.single import Aid, compress_file
+
+    def do(job: Job, settings: Settings) -> Report:
+        if statistics is None:
+            return compress_file(job.path, job.output, asked, settings, command=command)
+        from modelzip_cli.statistics import StatisticsFile
+
+        with closing(StatisticsFile(statistics)) as found:
+            return compress_file(job.path, job.output, asked, settings, command=command, aid=Aid(found))
+
+    return do
+
+
+def _with_model(asked: Recipe, command: str, study: Study, shown: Shown) -> Callable[[Job, Settings], Report]:
+    """What does a job with the help of the model."""
+    from modelzip_cli.cli.data import quiet_torch
+    from modelzip_cli.cli.progress import training_progress
+    from modelzip_cli.running.aided import compress_with_model
+    from modelzip_cli.single import no_progress
+
+    def do(job: Job, settings: Settings) -> Report:
+        with quiet_torch(), training_progress(shown=shown.progress) as (say, step):
+            told = replace(study, say=say, step=step)
+            alone = replace(settings, begin=no_progress)
+            return compress_with_model(job.path, job.output, asked, alone, command=command, study=told)
+
+    return do

@@ -9,7 +9,6 @@ from modelzip_cli.cli.options import (
     Channels,
     CoderName,
     CriterionName,
-    CutData,
     Debug,
     DepthShare,
     DropLayers,
@@ -26,6 +25,7 @@ from modelzip_cli.cli.options import (
     KeepExtras,
     KeptScheme,
     Key,
+    LabelKey,
     Layout,
     ManyPaths,
     MaxSize,
@@ -38,16 +38,22 @@ from modelzip_cli.cli.options import (
     PatternName,
     Quiet,
     RecipeFile,
+    Recover,
     Recursive,
     ReportFiles,
+    RunData,
     SaveRecipe,
+    SaveStatistics,
     Scope,
     Seed,
     SetAmount,
     Skip,
     SkipExisting,
     Sparsity,
+    StatisticsPath,
     Std,
+    TestData,
+    TextKey,
     Threshold,
     TokenizerName,
     Verbose,
@@ -68,7 +74,13 @@ def prune(
     channels: Channels = None,
     arch: Arch = None,
     arch_args: ArchArgs = None,
-    data: CutData = None,
+    data: RunData = None,
+    test_data: TestData = None,
+    statistics: StatisticsPath = None,
+    save_statistics: SaveStatistics = None,
+    recover: Recover = None,
+    label_key: LabelKey = None,
+    text_key: TextKey = None,
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
@@ -113,7 +125,6 @@ def prune(
     from modelzip_cli.amounts import Depth, Pruning
     from modelzip_cli.cli.outputs import with_choices, write_outputs
     from modelzip_cli.cli.recipes import read_recipe_file
-    from modelzip_cli.errors import UsageError
     from modelzip_cli.recipe import Recipe
 
     if channels is not None:
@@ -126,8 +137,8 @@ def prune(
             network_of(arch, arch_args, key),
             data,
             data_options(
-                label_key=None,
-                text_key=None,
+                label_key=label_key,
+                text_key=text_key,
                 mean=mean,
                 std=std,
                 image_size=image_size,
@@ -145,6 +156,10 @@ def prune(
             report=report,
             no_progress=no_progress,
             refused={
+                "--test-data": test_data,
+                "--statistics": statistics,
+                "--save-statistics": save_statistics,
+                "--recover": recover is not None,
                 "--sparsity": sparsity is not None,
                 "--threshold": threshold is not None,
                 "--pattern": pattern,
@@ -174,10 +189,6 @@ def prune(
             },
         )
         return
-    asks = {"--arch": arch, "--arch-args": arch_args, "--data": data, "--mean": mean, "--std": std}
-    for option, value in (asks | {"--image-size": image_size, "--tokenizer": tokenizer}).items():
-        if value is not None:
-            raise UsageError(f"{option} says how to run a model, which only --channels does")
     before = read_recipe_file(recipe) if recipe else None
     given = {
         "sparsity": sparsity,
@@ -237,4 +248,19 @@ def prune(
         verbose=verbose,
         no_progress=no_progress,
         report=report,
+        statistics=statistics,
+        model={
+            "network": (arch, arch_args, key),
+            "data": data,
+            "test_data": test_data,
+            "save_statistics": save_statistics,
+            "recover": recover,
+            "seed": seed,
+            "label_key": label_key,
+            "text_key": text_key,
+            "mean": mean,
+            "std": std,
+            "image_size": image_size,
+            "tokenizer": tokenizer,
+        },
     )

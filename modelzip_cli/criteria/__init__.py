@@ -9,17 +9,22 @@ from modelzip_cli.errors import UsageError, did_you_mean, inert
 
 if TYPE_CHECKING:
     from modelzip_cli.criteria.base import Criterion
+    from modelzip_cli.tensors import Statistics
 
 CRITERIA = {
     "magnitude": "magnitude:Magnitude",
     "random": "random:Random",
+    "taylor": "gradient:Taylor",
+    "fisher": "gradient:Fisher",
+    "wanda": "activation:Wanda",
+    "sparsegpt": "activation:SparseGpt",
 }
 
 
-def criterion(name: str, seed: int = 0) -> Criterion:
+def criterion(name: str, seed: int = 0, statistics: Statistics | None = None) -> Criterion:
     """The criterion called `name`. `seed`: of those that draw numbers. Raises UsageError for an unknown one."""
     if name not in CRITERIA:
         raise UsageError(f"no criterion {inert(name)!r}{did_you_mean(name, CRITERIA)}; there are {', '.join(CRITERIA)}")
     module, kind = CRITERIA[name].split(":")
-    found: Criterion = getattr(import_module(f"{__name__}.{module}"), kind)(seed)
+    found: Criterion = getattr(import_module(f"{__name__}.{module}"), kind)(seed, statistics)
     return found

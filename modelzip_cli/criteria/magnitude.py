@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from modelzip_cli.criteria.base import Criterion, Place, Statistics
+from modelzip_cli.criteria.base import Criterion, Place
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
@@ -21,5 +21,5 @@ class Magnitude(Criterion):
     id: ClassVar[str] = "magnitude"
     by_bits: ClassVar[bool] = True
 
-    def scores(self, block: Block, place: Place, statistics: Statistics | None = None) -> Block:
+    def scores(self, block: Block, place: Place) -> Block:
         return block

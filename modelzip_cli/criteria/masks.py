@@ -43,6 +43,17 @@ class Below(Mask):
         return bits.reshape(-1, columns)
 
 
+@dataclass(frozen=True, eq=False)
+class Given(Mask):
+    """The weights as they have come to be, raw bits [units]: pruned, and trained since."""
+
+    bits: Bits
+
+    def apply(self, bits: Bits, place: Place) -> Bits:
+        columns = place.spec.matrix[1]
+        return self.bits[place.first * columns :][: bits.size].reshape(bits.shape)
+
+
 @dataclass(frozen=True)
 class LargestOf(Mask):
     """Keeps the largest N scores of every M along the input dimension; of equal ones the first are pruned first."""

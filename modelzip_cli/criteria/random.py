@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from modelzip_cli.criteria.base import Criterion, Place, Statistics
+from modelzip_cli.criteria.base import Criterion, Place
 from modelzip_cli.kernels.pruning import random_scores
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Random(Criterion):
     id: ClassVar[str] = "random"
     same_everywhere: ClassVar[bool] = True
 
-    def scores(self, block: Block, place: Place, statistics: Statistics | None = None) -> Block:
+    def scores(self, block: Block, place: Place) -> Block:
         text = f"{self.seed} {place.spec.shape} {place.spec.name}"
         key = np.frombuffer(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "<u8")[0]
         found = random_scores(key, place.first * place.spec.matrix[1], block.size).reshape(block.shape)

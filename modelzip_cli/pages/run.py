@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from modelzip_cli.errors import inert
 from modelzip_cli.figures import count, decibel, duration, size
 from modelzip_cli.grouping import Group, group, most_of
+from modelzip_cli.pages.evaluation import evaluation_table
 from modelzip_cli.render import Bars, Block, Heading, Pairs, Table
 from modelzip_cli.report import OF_A_LAYER
 
@@ -45,6 +46,8 @@ def report_blocks(report: Report, *, verbose: bool = False) -> list[Block]:
     rows = [row for row in report.tensors if row.status != "dropped"]
     if report.command != "restore" or verbose or any(row.scheme for row in rows):
         blocks.append(_tensor_table(rows, verbose=verbose, pruned="pruning" in report.extra))
+    if report.stages:
+        blocks.append(evaluation_table(report.stages))
     blocks.append(Pairs(tuple(_report_pairs(report, target)), tuple(_gate_styles(report))))
     return blocks
 
@@ -134,7 +137,7 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         left = depth["layers"] - len(depth["dropped"])
         pairs.append(("depth", f"{left} of {depth['layers']} layers of {depth['stack']}; without {gone}"))
     if "pruning" in report.extra:
-        pairs += _pruning_pairs(report.extra["pruning"])
+        pairs += _pruning_pairs(report.extra["pruning"], judged=bool(report.stages))
     elif totals["sparsity"]:
         pairs.append(("sparsity", f"{totals['sparsity']:.2%} zeros (before: {totals['sparsity_before'] or 0:.2%})"))
     worst = sorted((row for row in treated if row.sqnr_db is not None), key=lambda row: row.sqnr_db or 0)[:3]
@@ -142,6 +145,12 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         pairs.append(
             ("worst", "   ".join(f"{inert(row.name, longest=NAME_WIDTH)} {row.sqnr_db:.1f} dB" for row in worst))
         )
+    fed = sum(row.feedback for row in report.tensors)
+    if fed:
+        pairs.append(("feedback", f"{fed} of {len(treated)} tensors; the others were rounded to the nearest"))
+    if report.stages:
+        pairs.append(("measured", f"on {report.extra['data']}"))
+        pairs += [("note", note) for note in report.extra["notes"]]
     dropped = [row for row in report.tensors if row.status == "dropped" and row.reason != OF_A_LAYER]
     if dropped:
         top = sorted({row.name.split(".")[0] for row in dropped})
@@ -172,7 +181,7 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _pruning_pairs(pruning: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _pruning_pairs(pruning: Mapping[str, Any], *, judged: bool) -> list[tuple[str, str]]:
     """What was asked, what was reached, what is left."""
     asked = "" if pruning["asked"] is None else f"{pruning['asked']:.6g} asked, "
     if pruning["sparsity"] is None:
@@ -183,7 +192,7 @@ def _pruning_pairs(pruning: Mapping[str, Any]) -> list[tuple[str, str]]:
         pairs = [("zeros", f"{asked}{reached} in {pruning['tensors']} tensors{before}")]
     if pruning.get("energy_kept") is not None:
         pairs.append(("energy", f"{pruning['energy_kept']:.2%} of the sum of squares is left"))
-        if pruning["energy_kept"] < 1 - 10 ** (-ENOUGH_DB / 10):
+        if pruning["energy_kept"] < 1 - 10 ** (-ENOUGH_DB / 10) and not judged:
             pairs.append(("hint", "pruned without recovery: train on, or distil, to win back what was lost"))
     return pairs
 
@@ -196,6 +205,8 @@ def ecq_bits(report: Report) -> float | None:
     Thomas, Elements of Information Theory, theorem 13.3.2).
     """
     kept, stored = report.totals["sqnr_db"], report.totals["bits_per_weight"]
+    if any(row.feedback for row in report.tensors):
+        return None  # dB of weights say little of what was rounded for the outputs
     if report.source.path == STREAM or not kept or not stored or not COARSEST < kept < FINEST:
         return None
     lossy = [row.scheme or "" for row in report.tensors if row.sqnr_db is not None]

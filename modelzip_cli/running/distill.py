@@ -113,7 +113,7 @@ def distill(asked: Asked, where: Where, watch: Watch) -> Distilled:
     examples = open_data(where.data, teacher.wanted, where.options)
     tested = open_data(where.test, teacher.wanted, where.options) if where.test else examples
     watch.warnings += [*examples.warnings, *(tested.warnings if where.test else ())]
-    train, held = choose_rows(examples, asked)
+    train, held = choose_rows(examples, asked.limit, asked.seed)
     tested_rows = chosen_rows(tested, None) if where.test else held
     teacher = settled(teacher, examples, train)
 
@@ -243,12 +243,12 @@ def output_suffix(teacher: Path, spec: StudentSpec) -> str:
     return ".safetensors" if teacher.suffix == ".safetensors" or teacher.is_dir() else ".pth"
 
 
-def choose_rows(examples: Examples, asked: Asked) -> tuple[Rows, Rows]:
+def choose_rows(examples: Examples, limit: int | None, seed: int) -> tuple[Rows, Rows]:
     """The rows to learn from and those held out, of the `limit` that the seed chooses. Raises BadData for too few."""
-    chosen = chosen_rows(examples, asked.limit, asked.seed)
+    chosen = chosen_rows(examples, limit, seed)
     if len(chosen) < 4:
         raise BadData(f"{examples.label}: {len(chosen)} examples are too few to learn from and to hold some out")
-    train, held = split(chosen, HELD_SHARE, asked.seed, "held")
+    train, held = split(chosen, HELD_SHARE, seed, "held")
     most = HELD_SEQUENCES if examples.a_label_a_position else HELD_MOST
     return train, held[:most] if len(held) > most else held
 

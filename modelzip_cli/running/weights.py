@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from modelzip_cli.errors import WrongArchitecture, inert
 
 COUNTERS = "num_batches_tracked"  # of BatchNorm: a checkpoint may lack them, and nothing is computed from them
 SHOWN = 3
+
+
+Kept = TypeVar("Kept")
 
 
 class Mismatch(NamedTuple):
@@ -51,6 +54,11 @@ def load_weights(
     module.load_state_dict(renamed, strict=False)
 
 
+def file_names(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """What the tensors of `module` are called in the checkpoint of these `names` that it was loaded from."""
+    return _renamed({name: name for name in names}, module.state_dict())
+
+
 def compare(
     found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], optional: Iterable[str] = ()
 ) -> Mismatch:
@@ -84,7 +92,7 @@ def _check_ties(ties: Iterable[Sequence[str]], tensors: Mapping[str, Tensor], la
                 )
 
 
-def _renamed(tensors: Mapping[str, Tensor], wanted: Mapping[str, object]) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Kept], wanted: Mapping[str, object]) -> dict[str, Kept]:
     """The tensors without the prefix, or with the one, that makes most of their names fit."""
     candidates = [dict(tensors)]
     stripped = dict(tensors)

@@ -67,6 +67,9 @@ class Scheme(ABC):
     plain: ClassVar[DType | None] = None  # the codes are the weights in this dtype, stored as an ordinary tensor
     raw: ClassVar[bool] = False  # no codes at all: the coder works on the bits of the tensor, whatever its dtype
     has_zero: ClassVar[bool] = True  # a weight of exactly 0 is 0 again
+    feeds_back: ClassVar[bool] = (
+        False  # the error of a column can be passed on to those after it: `at` gives its params
+    )
     tall: ClassVar[bool] = False  # slabs have more rows, for paths that run down them
 
     @property
@@ -107,6 +110,10 @@ class Scheme(ABC):
     @abstractmethod
     def decode(self, codes: Codes, params: Params) -> Block:
         """Return float32 weights [rows, columns], finite for all codes that `encode` gives."""
+
+    def at(self, params: Params, column: int) -> Params:
+        """The params of one column, with which `encode` and `decode` take it alone, [rows, 1]."""
+        return params
 
     @property
     @abstractmethod

@@ -38,6 +38,7 @@ class Codebook(Scheme):
     """
 
     id: ClassVar[str] = "codebook"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "codebook4"
     has_zero: ClassVar[bool] = False
     widths: ClassVar[range] = range(1, 9)

@@ -53,6 +53,7 @@ class Ecq(Scheme):
 
     id: ClassVar[str] = "ecq"
     example: ClassVar[str] = "ecq-s0.15"
+    feeds_back: ClassVar[bool] = True
     tall: ClassVar[bool] = True
     step: float | None = None  # times the root mean square
     states: int = 8
@@ -149,6 +150,9 @@ class Ecq(Scheme):
         if self.trellis:
             return np.array([_trellis_prices(rates[2 * c : 2 * c + 2].tobytes(), c) for c in range(CLASSES)], np.int16)
         return np.array([_grid_prices(rates[c].tobytes(), c) for c in range(CLASSES)], np.int32)
+
+    def at(self, params: Params, column: int) -> Params:
+        return {**params, "column_class": params["column_class"][:, column : column + 1]}
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Points n, int16 [rows, columns], int32 where one needs it."""

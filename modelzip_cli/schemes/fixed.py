@@ -42,6 +42,7 @@ class Fixed(Scheme):
     """
 
     id: ClassVar[str] = "fixed"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "fixed8-mse"
     widths: ClassVar[range] = range(4, 17)
     bits: int = 8

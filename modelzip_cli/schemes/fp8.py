@@ -35,6 +35,7 @@ class Fp8(Scheme):
     """
 
     id: ClassVar[str] = "fp8"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "fp8-tensor"
     granularity: Granularity = Granularity(0)
 

@@ -12,7 +12,7 @@ import numpy as np
 from modelzip_cli.errors import BadOption
 from modelzip_cli.kernels.sums import Sums, fit_sums, magnitude_sums, running_total
 from modelzip_cli.kernels.widen import narrow, widen
-from modelzip_cli.schemes.base import ParamSpec, group_count
+from modelzip_cli.schemes.base import Params, ParamSpec, group_count
 from modelzip_cli.tensors import BF16, F32, DType
 
 if TYPE_CHECKING:
@@ -48,6 +48,13 @@ class Granularity:
     def scale_dtype(self) -> DType:
         """bf16 for groups (nothing is lost: docs/decisions.md; f16 would overflow), float32 for rows and tensors."""
         return BF16 if self.group_size > 0 else F32
+
+    def at(self, params: Params, column: int) -> Params:
+        """The params of the group that a column is in."""
+        if self.group_size <= 0:
+            return params
+        group = column // self.group_size
+        return {name: values[:, group : group + 1] for name, values in params.items()}
 
     def param_spec(self, columns: int, dtype: DType | None = None) -> ParamSpec:
         """How a param with one value a group is stored; `dtype` None: as a scale."""

@@ -44,6 +44,7 @@ class Int(Scheme):
     """
 
     id: ClassVar[str] = "int"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "int4-g64-mse"
     widths: ClassVar[range] = range(2, 9)
     bits: int = 8
@@ -98,6 +99,9 @@ class Int(Scheme):
             columns = self.granularity.param_spec(block.shape[1]).columns
             return self._range(*np.zeros((2, block.shape[0], columns), np.float32))
         return self._search([block], self._range(*extremes(block, self.granularity.span)))
+
+    def at(self, params: Params, column: int) -> Params:
+        return self.granularity.at(params, column)
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns], ties to even."""

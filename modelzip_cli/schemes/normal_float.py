@@ -54,6 +54,7 @@ class Nf4(Scheme):
     """
 
     id: ClassVar[str] = "nf4"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "nf4-g128"
     granularity: Granularity = Granularity(64)
 
@@ -85,6 +86,9 @@ class Nf4(Scheme):
             return {"scale": np.zeros((len(block), columns), np.float32)}
         lowest, highest = extremes(block, self.granularity.span)
         return {"scale": self.granularity.rounded(np.maximum(-lowest, highest), np.float32(1))}
+
+    def at(self, params: Params, column: int) -> Params:
+        return self.granularity.at(params, column)
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         return nearest(block, params["scale"], BORDERS, self.granularity.span)

@@ -37,6 +37,7 @@ class Ternary(Scheme):
     """
 
     id: ClassVar[str] = "ternary"
+    feeds_back: ClassVar[bool] = True
     example: ClassVar[str] = "ternary-g64"
     granularity: Granularity = Granularity(0)
 
@@ -86,6 +87,9 @@ class Ternary(Scheme):
             total, count = tail_sums(blocks, scale / 2, self.granularity)
             scale = np.where(count > 0, total / np.maximum(count, 1), scale)
         return {"scale": self.granularity.rounded(scale.astype(np.float32), np.float32(1))}
+
+    def at(self, params: Params, column: int) -> Params:
+        return self.granularity.at(params, column)
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Codes uint8 [rows, columns]; a weight halfway between two levels becomes 0."""
