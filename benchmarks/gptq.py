@@ -62,7 +62,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, *, act_order: bool) -> Tens
 
     `weight` float32 [rows, columns]; `hessian` [columns, columns], the sum of x x^T over inputs x in any unit.
     `act_order` takes the columns by descending diagonal of the Hessian; groups are then of columns in that order.
-    The paper's blocks of columns save memory traffic, and change nothing in the result.
+    A group's error reaches the groups after it in one product, as in the paper.
     """
     dead = hessian.diagonal() == 0
     order = torch.argsort(hessian.diagonal(), descending=True) if act_order else torch.arange(len(hessian))
@@ -70,10 +70,14 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, *, act_order: bool) -> Tens
     left = weight.double().masked_fill(dead, 0)[:, order]
     factor = inverse_factor(hessian[order][:, order])
     rounded = torch.empty_like(left)
-    for column in range(left.shape[1]):
-        if column % GROUP == 0:
-            grid = Grid.of(left[:, column : column + GROUP], bits)
-        rounded[:, column] = grid.nearest(left[:, column, None])[:, 0]
-        error = (left[:, column] - rounded[:, column]) / factor[column, column]
-        left[:, column:] -= torch.outer(error, factor[column, column:])
+    for start in range(0, left.shape[1], GROUP):
+        end = start + GROUP
+        grid = Grid.of(left[:, start:end], bits)
+        errors = torch.empty_like(left[:, start:end])
+        for column in range(start, end):
+            rounded[:, column] = grid.nearest(left[:, column, None])[:, 0]
+            error = (left[:, column] - rounded[:, column]) / factor[column, column]
+            left[:, column:end] -= torch.outer(error, factor[column, column:end])
+            errors[:, column - start] = error
+        left[:, end:] -= errors @ factor[start:end, end:]
     return rounded[:, torch.argsort(order)].to(weight.dtype)

@@ -1,14 +1,14 @@
 """How far the sentence embeddings of MiniLM move when its linear layers are compressed, against Q4_K and GPTQ.
 
-    python benchmarks/minilm.py [--models DIRECTORY] [--work DIRECTORY] [FILE ...]
+    python benchmarks/minilm.py [--models DIRECTORY] [--work DIRECTORY] [--peers-only] [FILE ...]
 
-Compresses the 36 linear layers of all-MiniLM-L6-v2 (query, key, value, both outputs, intermediate) and leaves embeddings,
-biases and norms as they are. The error is 1 - the mean cosine between the embeddings of 500 sentences by the float32 model
-and by the compressed one; 300 other sentences are for calibration. The sentences are first sentences of docstrings of
-this Python's standard library. The logarithm of the error is nearly linear in bits, so our bits at a peer's error lie on
-the line between the two points next to it. `--work` keeps what the commands read: `model`, a Hugging Face directory, and
-the sentences as text and as tokens. FILEs that modelzip wrote from this model are only judged. Needs transformers;
-Q4_K needs libggml-python.
+Compresses the 36 linear layers of all-MiniLM-L6-v2 (query, key, value, both outputs, intermediate) and leaves
+embeddings, biases and norms as they are. The error is 1 - the mean cosine between the embeddings of 500 sentences by
+the float32 model and by the compressed one; 300 other sentences are for calibration. All are first sentences of
+docstrings of this Python's standard library. The logarithm of the error is nearly linear in bits, so our bits at a
+peer's error lie on the line between the two points next to it. `--work` keeps what the commands read: `model`, a
+Hugging Face directory, and the sentences as text (`calibration.jsonl`, `test.jsonl`) and as tokens (`.npz`). FILEs that
+modelzip wrote from this model are only judged. Needs transformers; Q4_K and Q3_K need libggml-python.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sysconfig
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,8 +39,8 @@ import torchvision_operators
 from common import HERE
 from torch import Tensor, nn
 
-OURS: dict[str, tuple[str, ...]] = {  # name: the command, to which the goal, --only, and the output are added
-    "ecq": ("compress", "{model}/model.safetensors"),
+OURS: dict[str, tuple[str, ...]] = {  # name: the command, to which the goal, --only and the output are added
+    "ecq": ("compress", "{work}/model"),  # {work}: the folder of `--work`
 }
 BITS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)  # of each command
 ONLY = ("encoder.layer.*.self.*.weight", "encoder.layer.*.dense.weight")
@@ -124,13 +125,13 @@ def tokens(texts: Sequence[str], model: Path) -> Tokens:
 
 
 def save(texts: Sequence[str], encoded: Tokens, stem: Path) -> None:
-    """The sentences as `--data` takes them: a line each in `.txt`, and tokens with their mask in `.npz`."""
-    stem.with_suffix(".txt").write_text("".join(f"{text}\n" for text in texts))
+    """The sentences as `--data` takes them: a column of text in `.jsonl`, and tokens with their mask in `.npz`."""
+    stem.with_suffix(".jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     np.savez(stem.with_suffix(".npz"), x=encoded.ids.numpy(), attention_mask=encoded.mask.numpy())
 
 
 class MiniLM:
-    """The network, into which weights are put; its embeddings of `test` are compared with those of the first weights."""
+    """The network, into which weights are put. `original`: those of `directory`, to which others are compared."""
 
     def __init__(self, directory: Path, calibration: Tokens, test: Tokens) -> None:
         from transformers import BertConfig, BertModel
@@ -201,9 +202,14 @@ def tensor_by_tensor(model: MiniLM, change: Callable[[Tensor], Tensor]) -> State
     return model.original | {name: change(model.original[name]) for name, _ in model.linear()}
 
 
+def by_ggml(ggml: codec_peers.Ggml, name: str, weight: Tensor) -> Tensor:
+    """What a format of ggml keeps of a weight."""
+    return torch.from_numpy(ggml(name, weight.numpy())[1])
+
+
 @torch.inference_mode()
 def by_gptq(model: MiniLM, bits: int, *, act_order: bool) -> State:
-    """Block after block, with the Hessians of what the blocks before it give once they are quantized, as in the paper."""
+    """Block after block, each with the Hessians of what the quantized blocks before it give, as in the paper."""
     model.put(model.original)
     for block in range(len(model.network.encoder.layer)):
         hessians = model.hessians(f"encoder.layer.{block}.")
@@ -219,12 +225,12 @@ def peers(model: MiniLM) -> dict[str, Point]:
     if find_spec("libggml"):
         ggml = codec_peers.Ggml()
         for name in ("Q4_K", "Q3_K"):
-            state = tensor_by_tensor(model, lambda weight, name=name: torch.from_numpy(ggml(name, weight.numpy())[1]))
-            found[name] = Point(8 * codec_peers.GGML_TYPES[name][1] / codec_peers.GGML_TYPES[name][2], model.error(state))
+            _, size, count = codec_peers.GGML_TYPES[name]
+            found[name] = Point(8 * size / count, model.error(tensor_by_tensor(model, partial(by_ggml, ggml, name))))
     else:
         print("skipped: libggml-python is not installed")
     for bits in (4, 3):
-        state = tensor_by_tensor(model, lambda weight, bits=bits: gptq.nearest(weight, bits))
+        state = tensor_by_tensor(model, partial(gptq.nearest, bits=bits))
         found[f"int{bits} g128, to nearest"] = Point(gptq.stored_bits(bits), model.error(state))
     for bits in (4, 3):
         errors = {order: model.error(by_gptq(model, bits, act_order=order)) for order in (False, True)}
@@ -245,26 +251,28 @@ def weights_in(output: Path) -> Path:
     return next(iter(sorted(output.glob("*.safetensors")))) if output.is_dir() else output
 
 
-def stored_bits(path: Path) -> float:
-    """Bits of a linear weight, all that is stored for it counted."""
+def inspected_bits(path: Path) -> float:
+    """Bits of a linear weight by what is stored for each tensor: without the tables that all share, 0.002 bit here."""
     rows = [row for row in modelzip("inspect", path)["tensors"] if LINEAR.fullmatch(row["name"])]
     return 8 * sum(row["stored_bytes"] for row in rows) / sum(math.prod(row["shape"]) for row in rows)
 
 
 def judge(model: MiniLM, path: Path) -> Point:
-    """The point of a compressed file."""
-    return Point(stored_bits(path), model.error(load(path)))
+    """The point of a file that modelzip wrote."""
+    return Point(inspected_bits(path), model.error(load(path)))
 
 
 def ours(model: MiniLM, command: Sequence[str], work: Path, output: Path) -> list[Point]:
-    """One command at every number of bits."""
-    asked = [part.format(model=work / "model", work=work) for part in command]
+    """One command at every number of bits, all that is stored for a weight counted, tables too."""
+    asked = [part.format(work=work) for part in command]
     only = [option for pattern in ONLY for option in ("--only", pattern)]
     found = []
     for bits in BITS:
-        modelzip(*asked, "--bpw", bits, *only, "-o", output, "--force", "--no-progress", "-j", 1)
-        found.append(judge(model, weights_in(output)))
-    return sorted(found, key=lambda point: point.bits)
+        report = modelzip(*asked, "--bpw", bits, *only, "-o", output, "--force", "--no-progress", "-j", 1)
+        if report["totals"]["treated_parameters"] != sum(module.weight.numel() for _, module in model.linear()):
+            raise SystemExit(f"{' '.join(asked)}: did not compress the linear layers, and them alone")
+        found.append(Point(report["totals"]["bits_per_weight"], model.error(load(weights_in(output)))))
+    return found
 
 
 def bits_at(curve: Sequence[Point], error: float) -> float | None:
@@ -295,6 +303,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="DIRECTORY", help="where the model and the sentences are kept")
     parser.add_argument("--peers-only", action="store_true", help="do not run modelzip")
     options = parser.parse_args()
+    if not find_spec("transformers"):
+        print("skipped: transformers is not installed")
+        return
     torch.set_num_threads(1)
     declared = torchvision_operators.declare()  # noqa: F841 (they are there for as long as this is)
     print(common.versions("modelzip", "torch", "transformers", "libggml-python"))
@@ -314,10 +325,15 @@ def main() -> None:
         print_points("The peers", found)
         if options.peers_only:
             return
-        curves = {name: ours(model, command, work, folder / "ours.safetensors") for name, command in OURS.items()}
+        curves = {
+            name: ours(model, command, work, folder / f"ours-{i}") for i, (name, command) in enumerate(OURS.items())
+        }
         for name, curve in curves.items():
             print_points(name, {f"--bpw {asked}": point for asked, point in zip(BITS, curve, strict=True)})
-        rows = [[name, f"{peer.bits:.3f}", *(against(peer, curve) for curve in curves.values())] for name, peer in found.items()]
+        rows = [
+            [name, f"{peer.bits:.3f}", *(against(peer, curve) for curve in curves.values())]
+            for name, peer in found.items()
+        ]
         common.print_table("Our bits at the peer's error (and over its bits)", ["peer", "its bits", *curves], rows)
 
 
