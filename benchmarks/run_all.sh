@@ -26,6 +26,7 @@ measure "$python" "$here/kernels.py" --keep-memory
 measure env MODELZIP_KERNELS=numpy "$python" "$here/kernels.py"
 measure "$python" "$here/codec_kernels.py"
 measure "$python" "$here/codec_peers.py"
+measure "$python" "$here/minilm.py" --tmp "$tmp"
 measure "$python" "$here/mixture_peers.py"
 measure "$python" "$here/lossless_peers.py"
 measure "$python" "$here/small_run.py" --tmp "$tmp"
