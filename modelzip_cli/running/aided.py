@@ -216,15 +216,15 @@ class _Run:
         bits = report.totals["bits_per_weight"]
         if recipe.pruning is None and (bits is None or bits >= REPAIRED_BELOW):
             return AS_IS, self.aid, {}
-        before = _state(model)
+        before = self.state(model)
         done = repair(model, self.bench.dense, self.bench.batches)
         if not done and not trained:
             return AS_IS, self.aid, {}
-        as_is = replace(model, module=self.bench.loaded({self.bench.names[n]: t for n, t in before.items()}).module)
+        as_is = replace(model, module=self.bench.loaded(before).module)
         self.bench.judge(AS_IS, as_is)
         if not trained:
-            changed = _changed(before, _state(model))
-            replaced = {self.bench.names[name]: self.bits(name, tensor) for name, tensor in changed.items()}
+            changed = _changed(before, self.state(model))
+            replaced = {name: self.bits(name, tensor) for name, tensor in changed.items()}
             return REPAIRED, replace(self.aid, replaced=replaced), dict.fromkeys(replaced, done)
         if done:
             self.bench.judge(REPAIRED, model)
@@ -252,15 +252,24 @@ class _Run:
 
     def learnt(self, model: Model, pruned: set[str]) -> tuple[Aid, dict[str, str]]:
         """What training changed: pruned weights, which are to stay as they are, and others."""
-        changed = _changed(_state(self.bench.dense), _state(model))
-        found = {self.bench.names[name]: self.bits(name, tensor) for name, tensor in changed.items()}
+        changed = _changed(self.state(self.bench.dense), self.state(model))
+        found = {name: self.bits(name, tensor) for name, tensor in changed.items()}
         masks = {name: Pruned(Given(bits), int((bits == 0).sum())) for name, bits in found.items() if name in pruned}
         replaced = {name: bits for name, bits in found.items() if name not in pruned}
         return replace(self.aid, masks=masks, replaced=replaced), dict.fromkeys(replaced, LEARNT)
 
+    def state(self, model: Model) -> dict[str, Tensor]:
+        """A copy of the model's tensors of a float dtype, by the names of the checkpoint."""
+        own = model.module.state_dict()
+        return {
+            theirs: own[ours].detach().clone()
+            for ours, theirs in self.bench.names.items()
+            if ours in own and own[ours].is_floating_point()
+        }
+
     def bits(self, name: str, tensor: Tensor) -> Bits:
         """A tensor as the checkpoint stores it, raw units [units]."""
-        spec = self.specs[self.bench.names[name]]
+        spec = self.specs[name]
         return narrow(np.ascontiguousarray(tensor.float().numpy()).reshape(1, -1), spec.dtype).reshape(-1)
 
     def judge_of(self, label: str) -> Callable[[Report, Path], None]:
@@ -287,15 +296,6 @@ def _without_schemes(recipe: Recipe) -> Recipe:
     """The recipe that prunes alone, so that what is left learns before it is quantized."""
     rules = tuple(rule for rule in recipe.rules if rule.amount is not None or rule.scheme == "keep")
     return replace(recipe, scheme="lossless", layout="native", rules=rules, goal=None, coder="auto")
-
-
-def _state(model: Model) -> dict[str, Tensor]:
-    """A copy of all tensors of a float dtype, those of a tie once."""
-    return {
-        name: tensor.detach().clone()
-        for name, tensor in model.module.state_dict().items()
-        if tensor.is_floating_point()
-    }
 
 
 def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:

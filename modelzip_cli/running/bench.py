@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from modelzip_cli.running.distill import choose_rows
 from modelzip_cli.running.evaluate import Evaluation, chosen_rows, evaluate, prepared
 from modelzip_cli.running.inputs import Batch, Examples, Rows
 from modelzip_cli.running.ladder import Network, open_model
-from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model, gives_features
 from modelzip_cli.running.repair import with_weights
 from modelzip_cli.running.students import calibration
 from modelzip_cli.running.weights import file_names
@@ -67,6 +67,7 @@ def open_bench(
     tested = open_data(test, model.wanted, options) if test is not None else examples
     train, held = choose_rows(examples, None, seed)
     model = prepared(model, examples, train)
+    model = replace(model, features=gives_features(model, examples.batch(train[:2])))
     batches = calibration(examples, train, seed, model)
     rows = held if test is None else chosen_rows(tested, None)
     return Bench(model, examples, tested, train, held, rows, batches, file_names(model.module, names))

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
 from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.running.inputs import Batch, seed_of
-from modelzip_cli.running.losses import soft_loss
-from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model, apart
 from modelzip_cli.running.watching import Watch
 from modelzip_cli.running.weights import file_names
 from modelzip_cli.statistics import FISHER, HESSIAN, SECOND_MOMENT, SENSITIVITY, TAYLOR, metadata_of, shape_of
@@ -184,6 +183,8 @@ def drawn_loss(model: Model, inputs: tuple[Tensor, ...], generator: torch.Genera
     Labels of data that the model was trained on would give it hardly a gradient.
     """
     scores = model.run(inputs).flatten(0, -2)
+    if model.features:  # no labels could be drawn: the gradient of the outputs in a random direction
+        return (scores * torch.randn(scores.shape, generator=generator)).sum(-1).mean()
     drawn = torch.multinomial((scores.detach() / TEMPERATURE).softmax(-1), 1, generator=generator)
     return nn.functional.cross_entropy(scores, drawn.squeeze(1))
 
@@ -203,8 +204,8 @@ def _only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator
 
 
 def _sensitivities(model: Model, parameters: Mapping[str, nn.Parameter], batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """How much the outputs change for a unit of squared error of each weight, [1, 1]: KL in nats, found by adding noise
-    of 8 % of its root mean square to one weight at a time."""
+    """How much the outputs change (model.apart) for a unit of squared error of each weight, [1, 1]: found by noise
+    of 8 % of its root mean square, added to one weight at a time."""
     found = {}
     with torch.no_grad():
         before = [model.scores(batch) for batch in batches]
@@ -215,8 +216,7 @@ def _sensitivities(model: Model, parameters: Mapping[str, nn.Parameter], batches
             noise = torch.randn(kept.shape, generator=generator) * (NOISE * rms)
             parameter.add_(noise)
             changed = sum(
-                float(soft_loss(model.scores(batch), scores, 1.0))
-                for batch, scores in zip(batches, before, strict=True)
+                apart(model, batch, model.scores(batch), scores) for batch, scores in zip(batches, before, strict=True)
             )
             parameter.copy_(kept)
             squared = float(noise.double().square().sum())

@@ -17,7 +17,7 @@ from modelzip_cli.errors import BadData
 from modelzip_cli.report import Gate, finite, significant
 from modelzip_cli.running.inputs import IGNORED, Batch, Examples, Rows, order
 from modelzip_cli.running.labels import check_labels, check_range
-from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model, counted_positions
 from modelzip_cli.running.perceptron import settled
 
 NEEDED = {"accuracy": "labels", "agreement": "--reference", "perplexity-ratio": "labels and --reference"}
@@ -238,15 +238,6 @@ def batches(examples: Examples, rows: Rows, model: Model) -> Iterator[tuple[Rows
             continue
         yield taken, batch
         start += len(taken)
-
-
-def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
-    """Which positions of scores [batch, time, tokens] count: those with a label, else those of the attention mask."""
-    if scores.ndim == 2:
-        return None
-    if batch.labels is not None and batch.labels.ndim == 2:
-        return batch.labels != IGNORED
-    return batch.inputs[1].bool() if len(batch.inputs) > 1 else None
 
 
 def measure_latency(model: Model, batch: Batch) -> dict[int, float]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from modelzip_cli.errors import BadData, ModelDoesNotRun, ModelzipError
 from modelzip_cli.running.architecture import describe
-from modelzip_cli.running.inputs import Batch, Images, Wanted
+from modelzip_cli.running.inputs import IGNORED, Batch, Images, Wanted
+from modelzip_cli.running.losses import soft_loss
 
 NOTE = "modelzip.student"  # the key under which a file of weights says how it was made
 OUTPUT_NAMES = ("logits", "last_hidden_state", "out")  # of what models return instead of a tensor
@@ -33,6 +34,7 @@ class Model:
     bytes: int
     recipe: Mapping[str, Any] | None = None
     is_graph: bool = field(default=False)
+    features: bool = False  # it gives no scores, but what others compute them from
 
     @property
     def parameters(self) -> int:
@@ -106,6 +108,34 @@ def scores_in(output: Any) -> Tensor:
     if isinstance(output, (tuple, list)) and output:
         return scores_in(output[0])
     raise ModelDoesNotRun(f"the model returns a {type(output).__name__}, in which no tensor of scores is found")
+
+
+def gives_features(model: Model, batch: Batch) -> bool:
+    """Whether what a network returns says that it is no scores: a hidden state, and no logits."""
+    with torch.inference_mode():
+        output = model.module(*batch.inputs)
+    names = output if isinstance(output, Mapping) else vars(output) if hasattr(output, "__dict__") else ()
+    return not isinstance(output, Tensor) and "logits" not in names and "last_hidden_state" in names
+
+
+def apart(model: Model, batch: Batch, ours: Tensor, theirs: Tensor) -> float:
+    """How far outputs of a model are from others for a batch, over positions that count: mean KL(theirs || ours)
+    in nats; of features the mean squared distance over the mean square."""
+    counted = counted_positions(batch, ours)
+    if not model.features:
+        return float(soft_loss(ours, theirs, 1.0, counted))
+    if counted is not None:
+        ours, theirs = ours[counted], theirs[counted]
+    return float((ours - theirs).double().square().mean() / theirs.double().square().mean())
+
+
+def counted_positions(batch: Batch, scores: Tensor) -> Tensor | None:
+    """Which positions of scores [batch, time, tokens] count: those with a label, else those of the attention mask."""
+    if scores.ndim == 2:
+        return None
+    if batch.labels is not None and batch.labels.ndim == 2:
+        return batch.labels != IGNORED
+    return batch.inputs[1].bool() if len(batch.inputs) > 1 else None
 
 
 def wanted_by(module: nn.Module) -> Wanted:

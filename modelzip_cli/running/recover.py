@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from modelzip_cli.running.inputs import Examples, Rows
-from modelzip_cli.running.lesson import BATCH, SEQUENCES, Lesson
+from modelzip_cli.running.lesson import BATCH, SEQUENCES, SMALL_PARAMETERS, Lesson
 from modelzip_cli.running.model import Model
 from modelzip_cli.running.training import State, Trainer
 
-LEARNING_RATE, LEARNING_RATE_SEQUENCES = 1e-3, 5e-4
+LEARNING_RATE, LEARNING_RATE_SEQUENCES = 2e-3, 1e-3
+TEMPERATURE, TEMPERATURE_SEQUENCES = 4.0, 1.0
 
 
 class SparseTrainer(Trainer):
@@ -49,7 +50,8 @@ def recover(
     sequences = examples.a_label_a_position
     batch = dense.wanted.batch or min(SEQUENCES if sequences else BATCH, len(train))
     rate = LEARNING_RATE_SEQUENCES if sequences else LEARNING_RATE
-    lesson = Lesson("soft", 1.0, 0.0, rate, batch, steps, seed)
+    rate *= min(1.0, (SMALL_PARAMETERS / max(1, dense.parameters)) ** 0.5)
+    lesson = Lesson("soft", TEMPERATURE_SEQUENCES if sequences else TEMPERATURE, 0.0, rate, batch, steps, seed)
     for parameter in model.module.parameters():
         parameter.requires_grad_(True)
     trainer = SparseTrainer(dense, model, examples, train, held, lesson, None)

@@ -17,8 +17,7 @@ from torch import Tensor
 from modelzip_cli.running.batchnorm import reestimate
 from modelzip_cli.running.calibrate import watched
 from modelzip_cli.running.inputs import Batch
-from modelzip_cli.running.losses import soft_loss
-from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model, apart
 
 REESTIMATED, CORRECTED = "BatchNorm re-estimated", "bias corrected"
 
@@ -28,7 +27,7 @@ def repair(model: Model, dense: Model, batches: Sequence[Batch]) -> str:
 
     With BatchNorm, its running statistics become those over `batches`. Without, a bias makes up for the mean error of
     its layer: b + (W - W') E[x], with E[x] the mean input of `dense`. What brings the outputs no nearer to those of
-    `dense`, by KL on the same batches, is undone.
+    `dense`, on the same batches, is undone.
     """
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     far = distance(model, dense, batches)
@@ -42,9 +41,9 @@ def repair(model: Model, dense: Model, batches: Sequence[Batch]) -> str:
 
 
 def distance(model: Model, dense: Model, batches: Sequence[Batch]) -> float:
-    """Mean KL(dense || model) in nats over batches; infinite where the model gives NaN."""
+    """How far a model is from the dense one, mean over batches (model.apart); infinite where it gives NaN."""
     with torch.inference_mode():
-        found = [float(soft_loss(model.scores(batch), dense.scores(batch), 1.0)) for batch in batches]
+        found = [apart(model, batch, model.scores(batch), dense.scores(batch)) for batch in batches]
     mean = sum(found) / len(found)
     return math.inf if math.isnan(mean) else mean
 

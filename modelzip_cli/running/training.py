@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from modelzip_cli.errors import BadData, ModelDoesNotRun
 from modelzip_cli.running.architecture import describe
-from modelzip_cli.running.evaluate import counted_positions
 from modelzip_cli.running.features import Features
 from modelzip_cli.running.graph import evaluating, set_training
 from modelzip_cli.running.inputs import Batch, Examples, Rows, order
@@ -30,7 +29,7 @@ from modelzip_cli.running.losses import (
     soft_loss,
     unit_vectors,
 )
-from modelzip_cli.running.model import Model
+from modelzip_cli.running.model import Model, counted_positions
 
 CACHE_BYTES = 256 << 20  # teacher outputs that are kept; a larger set is run through the teacher at each step
 EVALUATIONS = 10  # in the course of a run
