@@ -7,11 +7,11 @@ Tensors that are unlike the others get tables of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,8 @@ from modelzip_cli.coders.tables import RATES, TOTAL, Tables, from_counts, symmet
 from modelzip_cli.sampling import Sampled, Trial, try_step
 from modelzip_cli.schemes.base import Params
 from modelzip_cli.schemes.ecq import CLASSES, LEAST_STEP, MOST_STEP, Ecq, low_bits, priors
-
-if TYPE_CHECKING:
-    pass
+from modelzip_cli.statistics import SENSITIVITY
+from modelzip_cli.tensors import Statistics
 
 ENOUGH = 500  # symbols; with fewer a table says more about chance than about the weights
 ESCAPED = 8 << 8  # 1/256 bit that an escape takes beyond its symbol, in a slab without outliers
@@ -32,6 +31,8 @@ ROUNDS = 4  # of finding tensors that are better apart
 CLOSE = 0.0008  # how near to a goal a prediction has to come
 LEAST_SQNR = 10 ** (3 / 10)  # signal over noise of any tensor: below 3 dB zeros would do nearly as well
 
+LEAST_SENSITIVITY = 1e-6  # of the largest
+FARTHEST = math.log(8.0)  # of a step from the common one
 OVER = 3  # steps that a point may lie above its weight
 LARGEST = {"f16": 65504.0, "bf16": 255 * 2.0**120, "f32": (2 - 2.0**-23) * 2.0**127}
 
@@ -90,6 +91,32 @@ def rounded(step: float) -> float:
 def table_bytes(tables: Sequence[Tables]) -> int:
     """Bytes of sets of tables as the manifest holds them."""
     return sum(-(-len(write_set(each)) // 3) * 4 + 3 for each in tables)
+
+
+def weighted(sampled: Sequence[Sampled], statistics: Statistics, is_held: Callable[[str], bool]) -> list[Sampled]:
+    """The tensors with steps for the outputs: d ~ 1 / sqrt(sensitivity), so that a bit does as much in each of them.
+
+    Those without a step of their own whose sensitivity is known share the common step so that its geometric mean over
+    their weights stays. Those that `is_held` are at that mean: rows of an embedding that no data touched look free.
+    """
+    known = {
+        place: float(statistics.read(each.spec, SENSITIVITY)[0, 0])
+        for place, each in enumerate(sampled)
+        if each.scheme.step is None
+        and each.rms > 0
+        and not is_held(each.spec.name)
+        and statistics.has(each.spec, SENSITIVITY)
+    }
+    least = max(known.values(), default=0.0) * LEAST_SENSITIVITY
+    if not least > 0:
+        return list(sampled)
+    wanted = {place: -math.log(sampled[place].rms) - math.log(max(s, least)) / 2 for place, s in known.items()}
+    weights = math.fsum(sampled[place].spec.size for place in wanted)
+    mean = math.fsum(wanted[place] * sampled[place].spec.size for place in wanted) / weights
+    return [
+        replace(each, factor=math.exp(min(max(wanted[place] - mean, -FARTHEST), FARTHEST))) if place in wanted else each
+        for place, each in enumerate(sampled)
+    ]
 
 
 @dataclass

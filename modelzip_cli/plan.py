@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modelzip_cli.allocate import Allocation, Allocator
+from modelzip_cli.allocate import Allocation, Allocator, weighted
 from modelzip_cli.blocks import Blocks, read_block, refuse_nonfinite
 from modelzip_cli.coders.rans import coded_bytes, pack_vector
 from modelzip_cli.coders.tables import Tables
@@ -175,7 +175,10 @@ def sampled(
         for each in found:
             if not each.finite:
                 raise refuse_nonfinite(source, each.spec)
-    return Allocator([each for each in found if each.finite], executor)
+    found = [each for each in found if each.finite]
+    if statistics is not None and recipe.goal is not None and recipe.goal.kind != "min_sqnr":
+        found = weighted(found, statistics, lambda name: recipe.is_named(name, source.specs))
+    return Allocator(found, executor)
 
 
 def _for_feedback(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Ecq:

@@ -192,6 +192,10 @@ class Recipe:
             for owner, group in names.items()
         }
 
+    def is_named(self, name: str, specs: Mapping[str, TensorSpec]) -> bool:
+        """Whether the default rules speak of a tensor: an embedding, a classifier, a table."""
+        return _Context(self, specs).default(name) is not None
+
     def check_patterns(self, names: Sequence[str], label: str) -> None:
         """Raise NoTensorMatches for a pattern that selects none of `names`."""
         patterns = [("--only", pattern) for pattern in self.only] + [("--skip", pattern) for pattern in self.skip]

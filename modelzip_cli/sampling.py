@@ -22,7 +22,7 @@ from modelzip_cli.kernels.rans import LANES
 from modelzip_cli.kernels.sums import energies, error_sums
 from modelzip_cli.kernels.widen import narrow, widen
 from modelzip_cli.schemes.base import Params
-from modelzip_cli.schemes.ecq import CLASSES, Ecq, along_rows
+from modelzip_cli.schemes.ecq import CLASSES, LEAST_STEP, Ecq, along_rows
 from modelzip_cli.tensors import F32, DType, TensorSpec
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ SAMPLED = 4 << 20  # weights of all tensors together
 LEAST_LANES = 32
 TILE_WEIGHTS = 32 * 1024  # a tile costs about as much again as trying so many weights: few large ones are quicker
 PIECE_WEIGHTS = 128 * 1024  # that are read at a time, so that they stay in the cache
+COARSE = 1.1  # times the root mean square: some 3.5 dB
 CHANCE = 1.0  # bits of a sample for a frequency: by half of it tables that were learnt gain too much, by half they lose
 
 Read = Callable[[TensorSpec, int, int], "Block"]
@@ -58,6 +59,16 @@ class Sampled:
     columns: NDArray[np.float64]
     tiles: tuple[Tile, ...]
     largest: float = 0.0
+    factor: float = 1.0  # of the common step: how coarse this tensor may be beside the others
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of the weights."""
+        return math.sqrt(self.total / self.spec.size) if self.spec.size else 0.0
+
+    def own_step(self, step: float) -> float:
+        """Its step, where the common one is `step`; not so coarse that next to nothing would be left of it."""
+        return min(max(step * self.factor, LEAST_STEP), max(step, COARSE))
 
     @property
     def finite(self) -> bool:
@@ -152,7 +163,7 @@ def try_step(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
 
 
 def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dict[bool, Any]) -> Trial:
-    scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=step)
+    scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=each.own_step(step))
     columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)
     row_class = scheme.row_classes(each.mean_squares, params)

@@ -104,7 +104,7 @@ def kinds_for(recipe: Recipe, decisions: Mapping[str, Decision]) -> list[str]:
         needed = FISHER if recipe.pruning.criterion == AUTO else recipe.pruning.by.needs
         return [needed] if needed else []
     kinds = [HESSIAN] if any(one.scheme and one.scheme.feeds_back for one in decisions.values()) else []
-    return kinds + ([SENSITIVITY] if recipe.goal is not None else [])
+    return kinds + ([SENSITIVITY] if recipe.goal is not None and recipe.goal.kind != "min_sqnr" else [])
 
 
 @contextmanager
