@@ -308,6 +308,7 @@ def output_metadata(
         dropped=[spec.name for spec in plan.dropped],
         records=outcome.records(plan) if outcome else widest_records(plan),
         tables=plan.tables,
+        aid=plan.aid,
     )
     return {**plan.metadata, **manifest_metadata(manifest)}
 

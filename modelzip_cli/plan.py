@@ -85,6 +85,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     tables: tuple[Tables, ...] = ()
     prices: tuple[Any, ...] = ()  # of each set of tables, for the encoder
+    aid: Mapping[str, Any] | None = None  # what running a model gave, which source and recipe alone do not give again
 
     @property
     def layout(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelzip_cli.compress import run
 from modelzip_cli.containers.streams import STANDARD
@@ -92,6 +92,16 @@ class Aid:
     masks: Masks | None = None
     replaced: Mapping[str, Bits] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any] | None:
+        """As the manifest holds it, None where it gave nothing: SHA-256 of the header of the statistics, and the names
+        of the tensors that were replaced or trained."""
+        found: dict[str, Any] = {}
+        if self.statistics is not None:
+            found["statistics"] = self.statistics.sha256
+        if self.replaced or self.masks:
+            found["changed"] = [*self.replaced, *(self.masks or ())]
+        return found or None
+
 
 def compress_file(
     path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str, aid: Aid | None = None
@@ -123,6 +133,7 @@ def compress_file(
                 masks=aid.masks,
                 statistics=aid.statistics,
             )
+            plan = replace(plan, aid=aid.to_json())
             return _carry_out(plan, source, target, settings, executor, started)
     finally:
         source.close()
@@ -183,7 +194,7 @@ def _meet(
     allocator = sampled(source, recipe, executor, masks, aid.statistics)
 
     def planned(step: float | None) -> Plan:
-        return plan_compression(
+        plan = plan_compression(
             source,
             recipe,
             command=command,
@@ -194,6 +205,7 @@ def _meet(
             step=step,
             statistics=aid.statistics,
         )
+        return replace(plan, aid=aid.to_json())
 
     search = Search(goal, source, allocator)
     if search.counts_bytes:

@@ -160,11 +160,13 @@ class Source(Protocol):
 
 
 class Statistics(Protocol):
-    """What running a model on data left of its weights (statistics.py): matrices by weight and kind."""
+    """What running a model on data left of its weights (statistics.py): matrices by weight and kind.
 
-    @property
-    def label(self) -> str:
-        """Where they lie."""
+    `label`: where they lie. `sha256`: of the header of the file.
+    """
+
+    label: str
+    sha256: str
 
     def has(self, spec: TensorSpec, kind: str) -> bool:
         """Whether there is this kind for a weight."""

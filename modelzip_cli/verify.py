@@ -84,6 +84,11 @@ def _replay(
     compressed: Checkpoint, native: list[NativeSource], against: Path, jobs: int, executor: Executor
 ) -> list[tuple[str, str]]:
     """Run the recipe of the file again and compare every manifest entry: checksums and figures."""
+    if any("aid" in file.manifest for file in native):
+        raise UsageError(
+            f"{compressed.file.label}: was made with the help of a model on data, which {inert(str(against))} alone "
+            "does not give again; its checksums are right"
+        )
     recipe = Recipe.from_json(native[0].manifest["recipe"], native[0].label)
     source = open_for(against, recipe)
     try:

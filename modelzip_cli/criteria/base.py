@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 def told_apart(scores: Block, block: Block) -> Block:
     """`scores` of `block` in which 0 means that the weight is 0: others that came to 0 get the least score above it."""
-    least = np.float32(2.0**-149)
-    return np.where(np.isfinite(block) & (block != 0), np.maximum(np.abs(scores), least), np.abs(block))
+    with np.errstate(over="ignore"):
+        inside = np.clip(np.abs(scores), np.float32(2.0**-149), np.finfo(np.float32).max)
+    return np.where(np.isfinite(block) & (block != 0), inside, np.abs(block))
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ def build_manifest(
     dropped: list[str],
     records: Iterable[Record],
     tables: Sequence[Tables] = (),
+    aid: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest as JSON values; section 6 of docs/format.md says what each key means."""
     around = None
@@ -188,6 +189,7 @@ def build_manifest(
     coded = {"tables": [b64encode(write_set(each)).decode() for each in tables]} if tables else {}
     return {
         **coded,
+        **({"aid": dict(aid)} if aid else {}),
         "format_version": FORMAT_VERSION,
         "modelzip": modelzip,
         "recipe": dict(recipe),

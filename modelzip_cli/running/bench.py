@@ -23,8 +23,8 @@ from modelzip_cli.running.weights import file_names
 class Bench:
     """The dense model and its data. `train`, `held`: rows of `examples`; `rows`: of `tested`, on which is judged.
 
-    `batches`: some of `train`, at most 512 examples. `names`: of the model's tensors -> of the checkpoint's. `stages`:
-    what was judged so far, in order.
+    `batches`: at most 512 examples, none of those that are judged on. `names`: of the model's tensors -> of the
+    checkpoint's. `stages`: what was judged so far, in order.
     """
 
     dense: Model
@@ -68,6 +68,7 @@ def open_bench(
     train, held = choose_rows(examples, None, seed)
     model = prepared(model, examples, train)
     model = replace(model, features=gives_features(model, examples.batch(train[:2])))
-    batches = calibration(examples, train, seed, model)
+    everything = chosen_rows(examples, None)
+    batches = calibration(examples, train if test is None else everything, seed, model)
     rows = held if test is None else chosen_rows(tested, None)
     return Bench(model, examples, tested, train, held, rows, batches, file_names(model.module, names))

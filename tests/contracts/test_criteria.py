@@ -15,18 +15,25 @@ from hypothesis import strategies as st
 
 from modelzip_cli import criteria
 from modelzip_cli.amounts import Pruning
-from modelzip_cli.criteria import CRITERIA, criterion
+from modelzip_cli.criteria import CRITERIA
 from modelzip_cli.criteria.base import Criterion, Place
 from modelzip_cli.criteria.masks import Below, LargestOf, Mask
 from modelzip_cli.criteria.patterns import Pattern
 from modelzip_cli.errors import UsageError
 from modelzip_cli.tensors import BF16, F16, F32, F64, DType, TensorSpec
 from tests.checkpoints import same, weights
-from tests.criteria.memory import prune, zeros_of
+from tests.criteria.memory import Known, prune, zeros_of
 from tests.strategies import WEIGHTS, any_weight
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 4), Pattern(1, 2), Pattern(4, 8), Pattern(3, 5)]
 DTYPES = [F64, F32, F16, BF16]
+
+
+def criterion(name: str, seed: int = 0) -> Criterion:
+    """The criterion, with statistics of whatever it is asked about."""
+    return criteria.criterion(name, seed, Known())
+
+
 each_name = pytest.mark.parametrize("name", CRITERIA)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -155,6 +162,15 @@ ASKED = [
     {"sparsity": 0.9, "scope": "global"},
     {"pattern": "2:4"},
 ]
+LAYERWISE = [name for name in CRITERIA if criterion(name).changes_weights]
+
+
+@pytest.mark.parametrize("name", LAYERWISE)
+def test_what_takes_a_layer_at_a_time_has_no_global_threshold(name):
+    with pytest.raises(UsageError, match="a layer at a time"):
+        Pruning(sparsity=0.9, scope="global", criterion=name)
+
+
 each_amount = pytest.mark.parametrize("asked", ASKED, ids=lambda asked: " ".join(map(str, asked.values())))
 
 
@@ -167,6 +183,8 @@ def model(dtype: DType = F32) -> dict[str, torch.Tensor]:
 @each_dtype
 @each_amount
 def test_zeros_are_as_many_as_asked_and_pruning_again_changes_nothing(name, dtype, asked):
+    if asked.get("scope") == "global" and name in LAYERWISE:
+        return
     tensors, pruning = model(dtype), Pruning(**asked, criterion=name)
     found = prune(tensors, pruning)
     zeros = {each: zeros_of(tensor) for each, tensor in found.tensors.items()}
@@ -188,6 +206,8 @@ def test_zeros_are_as_many_as_asked_and_pruning_again_changes_nothing(name, dtyp
 @each_amount
 def test_order_and_threads_change_no_mask(name, asked):
     tensors = {f"{number}.{each}": tensor for number in range(5) for each, tensor in model().items()}
+    if asked.get("scope") == "global" and name in LAYERWISE:
+        return
     pruning = Pruning(**asked, criterion=name, seed=7 if name == "random" else 0)
     first = prune(tensors, pruning).masks
     assert prune(tensors, pruning, threads=3).masks == first

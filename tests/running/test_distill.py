@@ -8,7 +8,6 @@ from torch import nn
 from modelzip_cli.errors import BadData, UsageError
 from modelzip_cli.running.distill import TeacherAtChance, check_student, check_teacher, choose_rows
 from modelzip_cli.running.inputs import Wanted
-from modelzip_cli.running.lesson import Asked
 from modelzip_cli.running.model import Model
 from modelzip_cli.running.students import StudentSpec
 from tests.teaching import Points, make_teacher, model_of, points, small
