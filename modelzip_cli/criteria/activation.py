@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from modelzip_cli.criteria.base import Criterion, Place, told_apart
+from modelzip_cli.criteria.base import Criterion, Place, weighted
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
@@ -26,7 +26,7 @@ class Wanda(Criterion):
 
     def scores(self, block: Block, place: Place) -> Block:
         assert self.statistics is not None
-        return told_apart(block * np.sqrt(self.statistics.read(place.spec, "second_moment")), block)
+        return weighted(block, np.sqrt(self.statistics.read(place.spec, "second_moment")))
 
 
 @dataclass(frozen=True)

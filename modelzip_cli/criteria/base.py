@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 def told_apart(scores: Block, block: Block) -> Block:
     """`scores` of `block` in which 0 means that the weight is 0: others that came to 0 get the least score above it."""
-    with np.errstate(over="ignore"):
-        inside = np.clip(np.abs(scores), np.float32(2.0**-149), np.finfo(np.float32).max)
+    inside = np.clip(np.abs(scores), np.float32(2.0**-149), np.finfo(np.float32).max)
     return np.where(np.isfinite(block) & (block != 0), inside, np.abs(block))
+
+
+def weighted(block: Block, factors: Block) -> Block:
+    """|w| times a factor each, float32, told apart from 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return told_apart(np.multiply(block, factors, dtype=np.float32), block)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from modelzip_cli.criteria.base import Criterion, Place, told_apart
+from modelzip_cli.criteria.base import Criterion, Place, told_apart, weighted
 
 if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
@@ -45,4 +45,4 @@ class Fisher(Criterion):
     def scores(self, block: Block, place: Place) -> Block:
         assert self.statistics is not None
         found = self.statistics.read(place.spec, "fisher", place.first, place.first + len(block))
-        return told_apart(block * np.sqrt(found), block)  # the square would leave float32
+        return weighted(block, np.sqrt(found))  # the square would leave float32
