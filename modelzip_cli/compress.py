@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]  # told how many source bytes are done
 KEEP_FREED_BYTES = 64 << 20  # runs that write more than this are worth a call of the C library
 PIECE_WEIGHTS = 128 * 1024  # that are decoded or widened at a time to see what was lost; a multiple of SLAB_LANES
+FEEDBACK_UNITS = 4 << 20  # weights that are rounded with feedback together
 TASK_UNITS = 128 * 1024  # slabs of small tensors are bundled up to this size: a task costs some 50 us
 
 
@@ -235,15 +236,23 @@ def keep_freed_memory() -> None:
 
 
 def _tasks(plan: Plan, source: Checkpoint) -> Iterator[Callable[[], list[Encoded]]]:
-    """The work in file order, slabs of small tensors bundled."""
+    """The work in file order, slabs of small tensors bundled, and those that are rounded with feedback together."""
     bundle: list[Slab] = []
     for slab in _slabs(plan, source):
-        if bundle and sum(other.units for other in bundle) + slab.units > TASK_UNITS:
+        if bundle and sum(other.units for other in bundle) + slab.units > _most_units(bundle[-1].tensor, slab.tensor):
             yield _Task(plan, source, tuple(bundle))
             bundle = []
         bundle.append(slab)
     if bundle:
         yield _Task(plan, source, tuple(bundle))
+
+
+def _most_units(tensor: TensorPlan, following: TensorPlan) -> int:
+    """How much work a bundle may be that ends with a slab of `tensor`, if one of `following` comes next."""
+    if tensor.feedback is None and following.feedback is None:
+        return TASK_UNITS
+    together = tensor is following and not (tensor.scheme and tensor.scheme.tall)  # tall slabs are paths of their own
+    return FEEDBACK_UNITS if together else 0
 
 
 def _slabs(plan: Plan, source: Checkpoint) -> Iterator[Slab]:
@@ -272,8 +281,27 @@ class _Task:
     slabs: tuple[Slab, ...]
 
     def __call__(self) -> list[Encoded]:
-        plain = self.plan.layout == "dense" and self.plan.container == "safetensors"  # a file without any checksum
-        return [encode(slab, self.source, self.plan, summed=not plain) for slab in self.slabs]
+        summed = self.plan.layout != "dense" or self.plan.container != "safetensors"  # a file without any checksum
+        if self.slabs[0].tensor.feedback is None:
+            return [encode(slab, self.source, self.plan, summed=summed) for slab in self.slabs]
+        first, codes = self.slabs[0].first, self._codes_with_feedback()
+        rows = [codes[slab.first - first : slab.last - first] for slab in self.slabs]
+        return [
+            encode(s, self.source, self.plan, summed=summed, codes=c) for s, c in zip(self.slabs, rows, strict=True)
+        ]
+
+    def _codes_with_feedback(self) -> Codes:
+        """The codes of all slabs, which are of one tensor: a sweep over its columns costs little more for more rows."""
+        tensor, first, last = self.slabs[0].tensor, self.slabs[0].first, self.slabs[-1].last
+        scheme, columns = tensor.scheme, tensor.spec.matrix[1]
+        assert tensor.feedback is not None
+        assert scheme is not None
+        block = widen(
+            _read(self.source, tensor, first * columns, last * columns)[1].reshape(-1, columns), tensor.spec.dtype
+        )
+        prices = None if tensor.tables is None else self.plan.prices[tensor.tables]
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found by `encode`
+            return tensor.feedback.of(tensor.spec).codes(scheme, block, _params(tensor, block, first, last), prices)
 
 
 def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int) -> Iterator[Encoded]:
@@ -291,10 +319,17 @@ def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], 
             future.cancel()
 
 
-def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -> Encoded:
+def _params(tensor: TensorPlan, block: Block, first: int, last: int) -> Params:
+    """The params of rows [first, last), whose weights are `block`."""
+    assert tensor.scheme is not None
+    rows = {name: values[first:last] for name, values in tensor.rows.items()}
+    return {**tensor.params, **(rows or tensor.scheme.fit_rows(block, tensor.params))}
+
+
+def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True, codes: Codes | None = None) -> Encoded:
     """Read a slab, treat it, measure what was lost and make the bytes of its parts. Runs on any thread.
 
-    Without `summed`, checksums are 0: nobody will look at them.
+    Without `summed`, checksums are 0: nobody will look at them. `codes`: those of its weights, where they are known.
     """
     tensor = slab.tensor
     spec, scheme = tensor.spec, tensor.scheme
@@ -315,12 +350,8 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True) -
     tables, prices = (None, None) if tensor.tables is None else (plan.tables[tensor.tables], plan.prices[tensor.tables])
     block, target = (widen(each.reshape(-1, columns), spec.dtype) for each in (bits, kept))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found below
-        rows = {name: values[slab.first : slab.last] for name, values in tensor.rows.items()}
-        params = {**tensor.params, **(rows or scheme.fit_rows(target, tensor.params))}
-        if tensor.feedback is not None:
-            codes = tensor.feedback.of(spec).codes(scheme, target, params, prices)
-        else:
-            codes = scheme.encode(target, params, prices)
+        params = _params(tensor, target, slab.first, slab.last)
+        codes = scheme.encode(target, params, prices) if codes is None else codes
         dtype = scheme.plain or spec.dtype
         restored = np.empty(block.shape, dtype.unit) if plan.layout == "dense" else None
         sums = _errors(block, codes, params, scheme, dtype, restored)

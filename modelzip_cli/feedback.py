@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
 DAMPING = 0.01  # of the mean diagonal, added to it
+SMALL = 128  # rows of a matrix that is inverted at once
 PANEL = 128  # columns whose errors are passed on to those after them at once: by a product of matrices
 
 
@@ -41,14 +42,16 @@ class Feedback:
     def of(hessian: Block, *, sort: bool = True) -> Feedback:
         """From H [columns, columns], damped by 1 % of its mean diagonal; inputs that were always 0 count as 1. With
         `sort`, the inputs of largest square come first, so that their errors are taken up by the most others."""
-        damped = hessian.astype(np.float64)
-        diagonal = damped.diagonal().copy()
+        diagonal = hessian.diagonal().astype(np.float64)
         diagonal[diagonal <= 0] = 1.0
         order = np.argsort(-diagonal, kind="stable") if sort else np.arange(len(diagonal))
-        np.fill_diagonal(damped, diagonal + DAMPING * diagonal.mean())
-        damped = damped[np.ix_(order, order)]
-        root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper triangular, H = root root^T
-        return Feedback(order, np.ascontiguousarray(np.linalg.solve(root, np.eye(len(root))), np.float32))
+        behind = order[::-1]  # of the reversed matrix the lower factor, reversed, is the upper one: H = R R^T
+        damped = hessian[np.ix_(behind, behind)].astype(np.float64)
+        np.fill_diagonal(damped, diagonal[behind] + DAMPING * diagonal.mean())
+        root = np.linalg.cholesky(damped)[::-1, ::-1]
+        del damped
+        _invert_upper(root)
+        return Feedback(order, np.ascontiguousarray(root, np.float32))
 
     def codes(self, scheme: Scheme, block: Block, params: Params, prices: Any = None) -> Codes:
         """The codes of `block` [rows, columns], as `scheme.encode` gives them, column after column with feedback.
@@ -122,6 +125,17 @@ class Feedback:
                 work[place + 1 : last] -= self.factor[place, place + 1 : last, None] * error
                 errors[place - first] = error
             work[last:] -= self.factor[first:last, last:].T @ errors
+
+
+def _invert_upper(matrix: NDArray[np.float64]) -> None:
+    """Invert an upper triangular matrix [n, n] in place, a half at a time: it may take much memory."""
+    half = len(matrix) // 2
+    if len(matrix) <= SMALL:
+        matrix[...] = np.triu(np.linalg.inv(matrix))
+        return
+    _invert_upper(matrix[:half, :half])
+    _invert_upper(matrix[half:, half:])
+    matrix[:half, half:] = -(matrix[:half, :half] @ matrix[:half, half:] @ matrix[half:, half:])
 
 
 class Feedbacks:
