@@ -127,7 +127,7 @@ class Feedback:
             work[last:] -= self.factor[first:last, last:].T @ errors
 
 
-def _invert_upper(matrix: NDArray[np.float64]) -> None:
+def _invert_upper(matrix: NDArray[Any]) -> None:
     """Invert an upper triangular matrix [n, n] in place, a half at a time: it may take much memory."""
     half = len(matrix) // 2
     if len(matrix) <= SMALL:

@@ -24,13 +24,13 @@ from modelzip_cli.layouts.dense import dense_parts
 from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
 from modelzip_cli.pruning import Masked, Masks, Pruned, find_masks
 from modelzip_cli.recipe import Decision, Recipe
-from modelzip_cli.sampling import sample_all
+from modelzip_cli.sampling import Treated, sample_all
 from modelzip_cli.schemes.base import Codes, Params, Scheme
-from modelzip_cli.schemes.ecq import Ecq, along_rows
+from modelzip_cli.schemes.ecq import Ecq, along_rows, column_steps
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.statistics import HESSIAN
+from modelzip_cli.statistics import HESSIAN, SECOND_MOMENT
 from modelzip_cli.tensors import Source, Statistics, TensorSpec
 
 WORTH = 0.15  # what entropy coding has to save of a tensor, which it makes slower to read
@@ -169,9 +169,9 @@ def sampled(
     decisions = recipe.decide(source.specs, _ties(source))
     seen = Masked(source, masks) if masks else source
     treated = [(source.specs[name], one.scheme) for name, one in decisions.items() if isinstance(one.scheme, Ecq)]
-    treated = [(spec, _for_feedback(spec, scheme, masks, statistics)) for spec, scheme in treated]
+    chosen = [_for_statistics(spec, scheme, masks, statistics) for spec, scheme in treated]
     jit.expect(sum(spec.size for spec, _ in treated), jit.SEARCHING)
-    found = sample_all(treated, lambda spec, first, last: read_block(seen, spec, first, last), executor)
+    found = sample_all(chosen, lambda spec, first, last: read_block(seen, spec, first, last), executor)
     if not recipe.allow_nonfinite:
         for each in found:
             if not each.finite:
@@ -182,11 +182,18 @@ def sampled(
     return Allocator(found, executor)
 
 
-def _for_feedback(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Ecq:
-    """Feedback takes a column at a time, so paths cannot run along the rows: the plain grid has none."""
-    rows = max(last - first for first, last in spec.row_slabs(tall=True))
-    turned = along_rows(rows, spec.matrix[1])
-    return replace(scheme, states=1) if turned and feeds_back(spec, masks, statistics) else scheme
+def _for_statistics(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Treated:
+    """What is known of a layer's inputs decides how it is stored: with feedback, or with steps for its columns.
+
+    Feedback takes a column at a time, so paths cannot run along the rows: the plain grid has none.
+    """
+    if feeds_back(spec, masks, statistics):
+        rows = max(last - first for first, last in spec.row_slabs(tall=True))
+        turned = along_rows(rows, spec.matrix[1])
+        return spec, replace(scheme, states=1) if turned else scheme, None
+    if statistics is None or not statistics.has(spec, SECOND_MOMENT):
+        return spec, scheme, None
+    return spec, replace(scheme, columns=True), column_steps(statistics.read(spec, SECOND_MOMENT))
 
 
 def _ties(source: Checkpoint) -> Mapping[str, str]:
@@ -368,7 +375,8 @@ def _allocated(
     if allocation.bytes[owner] >= spec.bytes and recipe.layout == "native":
         return TensorPlan(spec, kept, "would not get smaller", (), {}, tie, LOSSLESS)
     params, number = allocation.params[owner], allocation.set_of[owner]
-    guess = max(0, allocation.bytes[owner] - len(pack_vector(params["column_class"][0])) - 4)
+    coded = [name for name, one in allocation.scheme[owner].param_specs(spec.matrix[1]).items() if one.coded]
+    guess = max(0, allocation.bytes[owner] - sum(len(pack_vector(params[name][0])) for name in coded) - 4)
     rows = {} if tie else allocation.row_params(owner)
     return TensorPlan(spec, allocation.scheme[owner], reason, (), params, tie, RANS, number, guess, rows)
 

@@ -35,6 +35,7 @@ PIECE_WEIGHTS = 128 * 1024  # that are read at a time, so that they stay in the 
 COARSE = 1.1  # times the root mean square: some 3.5 dB
 CHANCE = 1.0  # bits of a sample for a frequency: by half of it tables that were learnt gain too much, by half they lose
 
+Treated = tuple[TensorSpec, Ecq, "NDArray[np.uint8] | None"]  # with the steps of its columns, where they have their own
 Read = Callable[[TensorSpec, int, int], "Block"]
 
 
@@ -60,6 +61,7 @@ class Sampled:
     tiles: tuple[Tile, ...]
     largest: float = 0.0
     factor: float = 1.0  # of the common step: how coarse this tensor may be beside the others
+    column_step: NDArray[np.uint8] | None = None  # with them, all that is held here is relative to the columns' factors
 
     @property
     def rms(self) -> float:
@@ -78,7 +80,7 @@ class Sampled:
     @property
     def dtype(self) -> DType:
         """How the weights of the tiles are held."""
-        return _held(self.spec)
+        return _held(self.spec, self.scheme)
 
     @property
     def mean_squares(self) -> NDArray[np.float64]:
@@ -105,14 +107,14 @@ class Trial:
         return CHANCE * (self.scale - 1) * np.count_nonzero(self.counts)
 
 
-def _held(spec: TensorSpec) -> DType:
-    return spec.dtype if spec.dtype.bits == 16 else F32
+def _held(spec: TensorSpec, scheme: Ecq) -> DType:
+    return spec.dtype if spec.dtype.bits == 16 and not scheme.columns else F32
 
 
 def sample(spec: TensorSpec, scheme: Ecq, share: float, read: Callable[[int, int], Block]) -> Sampled:
     """Go through a tensor once, keeping about `share` of it. `read` gives rows [first, last) as float32."""
     rows, columns = np.zeros(spec.matrix[0]), np.zeros(spec.matrix[1])
-    total, largest, tiles, dtype = 0.0, 0.0, [], _held(spec)
+    total, largest, tiles, dtype = 0.0, 0.0, [], _held(spec, scheme)
     height = max(1, PIECE_WEIGHTS // max(1, spec.matrix[1]))
     slabs = list(spec.row_slabs(tall=True))
     tiled = _some(len(slabs), len(slabs) if share >= 1 else share * spec.size / TILE_WEIGHTS)
@@ -146,12 +148,15 @@ def _some(count: int, wanted: float) -> set[int]:
     return {(2 * k + 1) * count // (2 * kept) for k in range(kept)}
 
 
-def sample_all(treated: Sequence[tuple[TensorSpec, Ecq]], read: Read, executor: Executor) -> list[Sampled]:
+def sample_all(treated: Sequence[Treated], read: Read, executor: Executor) -> list[Sampled]:
     """Sample every tensor, one a task. `read` gives rows [first, last) of a tensor as float32."""
-    share = min(1.0, SAMPLED / max(1, sum(spec.size for spec, _ in treated)))
+    share = min(1.0, SAMPLED / max(1, sum(spec.size for spec, _, _ in treated)))
 
-    def one(item: tuple[TensorSpec, Ecq]) -> Sampled:
-        return sample(*item, share, lambda first, last: read(item[0], first, last))
+    def one(item: Treated) -> Sampled:
+        spec, scheme, steps = item
+        factors = {} if steps is None else {"column_step": steps}
+        found = sample(spec, scheme, share, lambda first, last: scheme.relative(read(spec, first, last), factors))
+        return replace(found, column_step=steps)
 
     return list(executor.map(one, treated))
 
@@ -166,6 +171,7 @@ def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
     scheme = each.scheme if each.scheme.step is not None else replace(each.scheme, step=each.own_step(step))
     columns = each.spec.matrix[1]
     params = scheme.fit_energies(each.spec.size, each.total, each.columns)
+    plain = replace(scheme, columns=False)  # tiles are relative to the factors of their columns
     row_class = scheme.row_classes(each.mean_squares, params)
     column_class = params["column_class"][0].astype(np.int32)
     width = 2 if scheme.trellis else 1
@@ -183,15 +189,18 @@ def _encoded(each: Sampled, step: float, tables: dict[bool, Tables], prices: dic
             "column_class": of_columns if turned else of_columns[:, kept],
         }
         contexts = replace(scheme.contexts(local, height, columns), along_rows=turned)
-        points = scheme.encode_path(block, local, prices[scheme.trellis], turned)
+        points = plain.encode_path(block, local, prices[scheme.trellis], turned)
         found, extra = count_points(points, contexts, tables[scheme.trellis])
         counts += found
-        decoded = scheme.decode(points, local)
+        decoded = plain.decode(points, local)
         sums = error_sums(block.reshape(-1), decoded.reshape(-1))
         signal, noise = signal + float(sums[0]), noise + float(sums[1])
         width_of = height if turned else columns
         beside += extra * (height * columns / block.size) + 4 * min(LANES, width_of) + 4 + _vector(of_rows)
     beside = beside * each.spec.matrix[0] / max(rows, 1) + 8 + _vector(column_class)
+    if each.column_step is not None:
+        params["column_step"] = each.column_step
+        beside += 4 + _vector(each.column_step.astype(np.int32))
     sampled = counts.reshape(CLASSES, -1).sum(axis=1)
     population = _population(row_class, column_class)
     scale = np.where(sampled > 0, population / np.maximum(sampled, 1), 0.0)

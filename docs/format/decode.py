@@ -31,7 +31,7 @@ DTYPES = {
     **{"c32": (32, "<u4"), "c64": (64, "<c8"), "c128": (128, "<c16")},
 }
 KINDS = "int|fixed|binary|ternary|codebook|nf4|fp8|fp16|bf16|fp32|ecq|lossless"
-SCHEME = re.compile(rf"({KINDS})(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-m2|-n-?\d+|-s[\d.]+|-t1)*)")
+SCHEME = re.compile(rf"({KINDS})(\d*)((?:-channel|-tensor|-g\d+|-asym|-mse|-m2|-n-?\d+|-s[\d.]+|-t1|-columns)*)")
 # [5] What a code of nf4 and one of fp8 stands for; two of the latter are NaN
 NF4 = """-1.0 -0.6961928009986877 -0.5250730514526367 -0.39491748809814453 -0.28444138169288635 -0.18477343022823334
     -0.09105003625154495 0.0 0.07958029955625534 0.16093020141124725 0.24611230194568634 0.33791524171829224
@@ -44,6 +44,7 @@ TABLES = {
 
 
 # [7] The next state of the trellis, by state and parity of k
+EIGHTHS = np.array([1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081])  # of an octave
 NEXT = np.array([[0, 2], [5, 7], [1, 3], [4, 6], [2, 0], [7, 5], [3, 1], [6, 4]])
 
 
@@ -126,7 +127,8 @@ class Scheme:
         elif self.kind == "codebook":
             self.params = {"codebook": "f32"}
         elif self.raw or self.open:
-            self.params = {"step": "f32", "column_class": "u8"} if self.open else {}
+            vectors = ["column_class", *["column_step"] * ("-columns" in options)]
+            self.params = {"step": "f32", **dict.fromkeys(vectors, "u8")} if self.open else {}
         else:  # params of a group are bf16, others float32
             self.params = dict.fromkeys(("scale", "scale2")[: self.terms], "bf16" if group else "f32")
         if "-asym" in options:
@@ -137,8 +139,8 @@ class Scheme:
         if self.plain:
             return {"values": (self.plain, shape)}
         if self.raw or self.open:
-            step = {"step": ("f32", [1, 1]), "column_class": ("u8", None)} if self.open else {}
-            return step | {"codes": ("u8", None)}
+            shapes: dict[str, list[int] | None] = {"step": [1, 1]}
+            return {name: (dtype, shapes.get(name)) for name, dtype in self.params.items()} | {"codes": ("u8", None)}
         rows, columns = matrix(shape)
         groups = self.levels if self.kind == "codebook" else -(-columns // self.group)
         params = {name: (dtype, [rows if self.per_row else 1, groups]) for name, dtype in self.params.items()}
@@ -485,10 +487,11 @@ def decode_tensor(entry: dict[str, Any], arrays: dict[str, Stored], sets: list[O
         require("".join(f"{zlib.crc32(piece):08x}" for piece in pieces) == part["crc32"], f"{local} is damaged")
         if part_shape is not None:
             parts[local] = values_of(part_dtype, part_shape, data) if scheme else values_of(dtype, shape, data)
-        elif local == "column_class":
+        elif local in ("column_class", "column_step"):
             stream = Bytes(data)
             parts[local] = stream.vector(columns)
-            require(not stream.rest() and parts[local].max() < 40, "column_class is malformed")
+            most = 40 if local == "column_class" else 64
+            require(not stream.rest() and parts[local].max() < most, f"{local} is malformed")
     if scheme is None:
         return parts["raw"]
     if scheme.plain:
@@ -510,6 +513,9 @@ def decode_tensor(entry: dict[str, Any], arrays: dict[str, Stored], sets: list[O
     ]
     with np.errstate(over="ignore"):
         weights = np.concatenate(each).astype(np.float32) * step
+        if "column_step" in parts:
+            octaves, eighths = np.divmod(parts["column_step"].astype(np.int64), 8)
+            weights *= np.ldexp(EIGHTHS[eighths], octaves - 4).astype(np.float32)
     require(bool(np.isfinite(weights).all()), "a weight is not finite")
     return weights.reshape(shape)
 

@@ -219,7 +219,7 @@ class NativeSource:
         contexts = scheme.contexts(params, last - first, columns)
         tables = self._tables[record.tables or 0]
         with np.errstate(over="ignore"):  # what is not finite is found below
-            block = Rans().unpack_points(data, contexts, tables, params["step"][0, 0])
+            block = scheme.absolute(Rans().unpack_points(data, contexts, tables, params["step"][0, 0]), params)
         if not np.isfinite(block).all():
             self._broken(record, "a weight is not finite")
         return block

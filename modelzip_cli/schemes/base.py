@@ -124,6 +124,10 @@ class Scheme(ABC):
         """The contexts of a slab of an open range."""
         raise NotImplementedError
 
+    def absolute(self, block: Block, params: Params) -> Block:
+        """The weights [rows, columns] of an open range, of its points times the step of the tensor."""
+        return block
+
     def prices(self, rates: NDArray[Any]) -> Any:
         """What `encode` needs of the rates of a set of tables, int64 [tables, 256] in 1/256 bit."""
         return None

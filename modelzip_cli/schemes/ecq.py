@@ -34,6 +34,10 @@ LEAST_STEP, MOST_STEP = 0.01, 4.0  # times the root mean square
 SHORT_PATH = 256  # rows; a slab with fewer has its paths along the rows where that makes them longer
 MOST_PRICE = 1200
 NEGLIGIBLE = 1e-9
+EIGHTHS = (1.0, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081)  # of an octave
+COLUMN_STEPS = np.array([math.ldexp(EIGHTHS[k % 8], k // 8 - 4) for k in range(64)], np.float32)
+SAME_STEP = 32  # the code of a factor of 1
+LEAST_INPUT = 1e-6  # mean square of an input, of the largest
 SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)  # steps that float32 can hold
 TINY = np.float32(2.0**-100)  # a smaller step and its weights are multiplied by 2^64: 1 / step has to be finite
 ROOT = math.sqrt(math.sqrt(2.0))  # square roots are exact to the last bit everywhere, powers are not
@@ -49,6 +53,8 @@ class Ecq(Scheme):
     bits a weight keep 16.9 dB of Gaussian weights, 3.8 bits 22.6 dB. `-t1` is the plain grid: some 0.15 bit more,
     in less time. Rows and columns of different scale are told to the entropy coder as classes, not scaled. A zero
     stays exactly zero, and nothing is clipped.
+    `-columns`, which statistics of a model bring about (compress --statistics): the step of a column is that of the
+    tensor times a power of 2^(1/8), finer where the input that the column is multiplied with is larger.
     """
 
     id: ClassVar[str] = "ecq"
@@ -57,10 +63,11 @@ class Ecq(Scheme):
     tall: ClassVar[bool] = True
     step: float | None = None  # times the root mean square
     states: int = 8
+    columns: bool = False  # whether columns have steps of their own
 
     @classmethod
     def parse(cls, width: int | None, options: Sequence[str]) -> Ecq:
-        step, states = None, 8
+        step, states, columns = None, 8, False
         for option in options:
             kind, value = option[:1], option[1:]
             if kind == "s" and value:
@@ -71,13 +78,15 @@ class Ecq(Scheme):
                     raise BadOption(f"ecq-{option}: the step must lie between {LEAST_STEP} and {MOST_STEP:g}")
             elif option in ("t1", "t8"):
                 states = int(value)
+            elif option == "columns":
+                columns = True
             else:
                 raise BadOption(f"ecq has no option {option!r}; it has -sSTEP, such as -s0.15, and -t8 or -t1")
-        return cls(step, states)
+        return cls(step, states, columns)
 
     def __str__(self) -> str:
         step = "" if self.step is None else f"-s{self.step:.6g}"
-        return f"ecq{step}" + ("" if self.states == 8 else f"-t{self.states}")
+        return f"ecq{step}" + ("" if self.states == 8 else f"-t{self.states}") + "-columns" * self.columns
 
     @property
     def bits(self) -> int:
@@ -97,15 +106,17 @@ class Ecq(Scheme):
         return self.states > 1
 
     def param_specs(self, columns: int) -> dict[str, ParamSpec]:
-        return {
-            "step": ParamSpec(F32, 1, per_row=False),
-            "column_class": ParamSpec(U8, columns, per_row=False, coded=True),
-        }
+        vector = ParamSpec(U8, columns, per_row=False, coded=True)
+        found = {"step": ParamSpec(F32, 1, per_row=False), "column_class": vector}
+        return found | {"column_step": vector} if self.columns else found
 
     def fit_tensor(self, blocks: Iterable[Block]) -> Params:
         """`step` float32 [1, 1]; `column_class` uint8 [1, columns], quarter octaves above the quietest column; and,
-        which is not stored, `least_class` int64 [1, 1], how far that one lies from the root mean square."""
-        return self.fit_energies(*tensor_energies(blocks))
+        which is not stored, `least_class` int64 [1, 1], how far that one lies from the root mean square. With
+        `-columns`, `column_step` uint8 [1, columns] says that all columns have the step of the tensor."""
+        found = self.fit_energies(*tensor_energies(blocks))
+        same = np.full_like(found["column_class"], SAME_STEP)
+        return found | {"column_step": same} if self.columns else found
 
     def fit_energies(self, weights: int, total: float, columns: NDArray[np.float64]) -> Params:
         """The same from sums of squares: of all `weights` together and of each column."""
@@ -126,7 +137,8 @@ class Ecq(Scheme):
 
     def fit_rows(self, block: Block, tensor: Params) -> Params:
         """`row_class` int32 [rows, 1]; with the class of a column it makes that of a weight, 0 to 39."""
-        rows = energies(np.ascontiguousarray(block), np.zeros(block.shape[1])) / block.shape[1]
+        block = np.ascontiguousarray(self.relative(block, tensor))
+        rows = energies(block, np.zeros(block.shape[1])) / block.shape[1]
         return {"row_class": self.row_classes(rows, tensor).reshape(-1, 1)}
 
     def row_classes(self, mean_squares: NDArray[np.float64], tensor: Params) -> NDArray[np.int32]:
@@ -152,7 +164,16 @@ class Ecq(Scheme):
         return np.array([_grid_prices(rates[c].tobytes(), c) for c in range(CLASSES)], np.int32)
 
     def at(self, params: Params, column: int) -> Params:
-        return {**params, "column_class": params["column_class"][:, column : column + 1]}
+        vectors = {"column_class", "column_step"} & params.keys()
+        return {**params, **{name: params[name][:, column : column + 1] for name in vectors}}
+
+    def relative(self, block: Block, params: Params) -> Block:
+        """Weights over the factors of their columns, or the weights as they are, float32 [rows, columns]."""
+        return np.divide(block, COLUMN_STEPS[params["column_step"]], dtype=np.float32) if self.columns else block
+
+    def absolute(self, block: Block, params: Params) -> Block:
+        """Back from `relative`: what the coder gives as points times the step becomes weights."""
+        return np.multiply(block, COLUMN_STEPS[params["column_step"]], dtype=np.float32) if self.columns else block
 
     def encode(self, block: Block, params: Params, prices: Any = None) -> Codes:
         """Points n, int16 [rows, columns], int32 where one needs it."""
@@ -162,6 +183,7 @@ class Ecq(Scheme):
         """The same with paths along the rows if `turned`, else down the columns."""
         if prices is None:
             raise ValueError("the prices of ecq come from the tables that it is coded with")
+        block = self.relative(block, params)
         path, lanes = params["row_class"].reshape(-1), params["column_class"].reshape(-1).astype(np.int32)
         if turned:
             block, path, lanes = np.ascontiguousarray(block.T), lanes, path
@@ -176,13 +198,15 @@ class Ecq(Scheme):
 
     def decode(self, codes: Codes, params: Params) -> Block:
         values: Block = np.multiply(codes, params["step"], dtype=np.float32, casting="same_kind")
-        return values
+        return self.absolute(values, params)
 
     def check(self, params: Params) -> str | None:
         if not params["step"][0, 0] > 0:
             return "its step is not positive"
         if params["column_class"].max(initial=0) >= CLASSES:
             return "a class is out of range"
+        if self.columns and params["column_step"].max(initial=0) >= len(COLUMN_STEPS):
+            return "the step of a column is out of range"
         return None
 
     def guess(self, spec: TensorSpec) -> int:
@@ -191,7 +215,20 @@ class Ecq(Scheme):
         return math.ceil(spec.size * bits / 8)
 
     def stored_bytes(self, rows: int, columns: int) -> int:
-        return 4 + columns // 2 + self.guess(TensorSpec("", F32, (rows, columns)))
+        return 4 + (1 + self.columns) * (columns // 2) + self.guess(TensorSpec("", F32, (rows, columns)))
+
+
+def column_steps(second_moment: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The steps of columns for inputs of these mean squares [1, columns], as codes: c ~ 1 / sqrt(mean square), with a
+    geometric mean of 1, so that an error does as much in each column. Inputs that were nearly always 0 are held in."""
+    squares = second_moment.astype(np.float64).reshape(-1)
+    least = squares.max(initial=0.0) * LEAST_INPUT
+    if not least > 0:
+        return np.full((1, len(squares)), SAME_STEP, np.uint8)
+    octaves = -np.log2(np.maximum(squares, least)) / 2
+    codes = np.rint(8 * (octaves - octaves.mean())) + SAME_STEP
+    found: NDArray[np.uint8] = np.clip(codes, 0, len(COLUMN_STEPS) - 1).astype(np.uint8).reshape(1, -1)
+    return found
 
 
 def tensor_energies(blocks: Iterable[Block]) -> tuple[int, float, NDArray[np.float64]]:
