@@ -183,9 +183,8 @@ def sampled(
 
 
 def _for_feedback(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Ecq:
-    """Feedback takes a column at a time, so paths cannot run along the rows: the plain grid has none."""
-    rows = max(last - first for first, last in spec.row_slabs(tall=True))
-    turned = along_rows(rows, spec.matrix[1])
+    """Feedback takes a column at a time, so paths cannot run along the rows of any slab: the plain grid has none."""
+    turned = any(along_rows(last - first, spec.matrix[1]) for first, last in spec.row_slabs(tall=True))
     return replace(scheme, states=1) if turned and feeds_back(spec, masks, statistics) else scheme
 
 
