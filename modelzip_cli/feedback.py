@@ -76,11 +76,12 @@ class Feedback:
         self._sweep(block, round_column)
         return scheme.encode(block, params, prices) if found is None else found
 
-    def pruned(self, block: Block, choose: Callable[[Block, Block], NDArray[np.bool_]], panel: int) -> Block:
+    def pruned(self, block: Block, choose: Callable[[Block], NDArray[np.bool_]], panel: int) -> Block:
         """`block` [rows, columns] with weights set to 0 and the others changed to make up for it.
 
-        `choose` is given `panel` columns as they have become, [rows, panel], and how much the outputs change for each,
-        w^2 / U_jj^2, and says which become 0; those that are 0 stay so. Needs columns in their own order.
+        `choose` is told of `panel` columns how much the outputs change for each weight, w^2 / U_jj^2 [rows, panel] of w
+        as it has become, and says which become 0. Those that are 0 stay so, and cost 0. Needs columns in their own
+        order.
         """
         result = np.zeros_like(block)
         gone = np.zeros((len(block), 0), np.bool_)
@@ -93,9 +94,9 @@ class Feedback:
 
         def begin(place: int, work: Block) -> None:
             nonlocal gone
-            columns = np.ascontiguousarray(work.T)
-            scale = self.factor.diagonal()[place : place + columns.shape[1]]
-            gone = choose(columns, np.square(columns / scale))
+            inside = slice(place, place + len(work))
+            costs = np.square(work.T / self.factor.diagonal()[inside])
+            gone = choose(np.where(block[:, inside] == 0, np.float32(0), costs))
 
         self._sweep(block, cut, panel=panel, begin=begin)
         return result

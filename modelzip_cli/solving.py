@@ -57,25 +57,25 @@ class Solver:
                     f"{inert(spec.name, longest=200)} is {[*spec.shape]}: --set '{inert(spec.name, longest=200)}=keep'"
                 )
             keep, group = self._pattern.keep, self._pattern.group
-            return feedback.pruned(block, lambda _, cost: _all_but(cost, keep), panel=group)
+            return feedback.pruned(block, lambda costs: _all_but(costs, keep), panel=group)
         done = gone = 0
 
-        def smallest(work: Block, cost: Block) -> NDArray[np.bool_]:
+        def smallest(costs: Block) -> NDArray[np.bool_]:
             nonlocal done, gone
-            done += cost.size
-            wanted = round(share * done) - gone
+            done += costs.size
+            wanted = max(round(share * done) - gone, np.count_nonzero(costs == 0))  # those are 0 already
             gone += wanted
-            chosen = np.zeros(cost.size, np.bool_)
-            chosen[np.argsort(cost.reshape(-1), kind="stable")[:wanted]] = True
-            return chosen.reshape(cost.shape)
+            chosen = np.zeros(costs.size, np.bool_)
+            chosen[np.argsort(costs.reshape(-1), kind="stable")[:wanted]] = True
+            return chosen.reshape(costs.shape)
 
         return feedback.pruned(block, smallest, panel=min(PANEL, columns))
 
 
-def _all_but(cost: Block, keep: int) -> NDArray[np.bool_]:
-    """In each row of `cost` all but the `keep` largest."""
-    ranks = np.argsort(np.argsort(cost, axis=1, kind="stable"), axis=1, kind="stable")
-    lost: NDArray[np.bool_] = ranks < cost.shape[1] - keep
+def _all_but(costs: Block, keep: int) -> NDArray[np.bool_]:
+    """In each row of `costs` all but the `keep` largest."""
+    ranks = np.argsort(np.argsort(costs, axis=1, kind="stable"), axis=1, kind="stable")
+    lost: NDArray[np.bool_] = ranks < costs.shape[1] - keep
     return lost
 
 
