@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip_cli.errors import BrokenCheckpoint, inert
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.statistics import HESSIAN
 from modelzip_cli.tensors import Statistics, TensorSpec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01  # of the mean diagonal, added to it
 PANEL = 128  # columns whose errors are passed on to those after them at once: by a product of matrices
+
+LEAST_COST = np.float32(2.0**-149)  # a cost of 0 means that the weight is 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Feedback:
         def begin(place: int, work: Block) -> None:
             nonlocal gone
             inside = slice(place, place + len(work))
-            costs = np.square(work.T / self.factor.diagonal()[inside])
+            costs = np.maximum(np.square(work.T / self.factor.diagonal()[inside]), LEAST_COST)
             gone = choose(np.where(block[:, inside] == 0, np.float32(0), costs))
 
         self._sweep(block, cut, panel=panel, begin=begin)
@@ -125,6 +128,17 @@ class Feedback:
             work[last:] -= self.factor[first:last, last:].T @ errors
 
 
+def feedback_of(statistics: Statistics, spec: TensorSpec, *, sort: bool = True) -> Feedback:
+    """The feedback of a weight whose Hessian is there. Raises BrokenCheckpoint where that is no sum of squares."""
+    try:
+        return Feedback.of(statistics.read(spec, HESSIAN), sort=sort)
+    except np.linalg.LinAlgError:
+        raise BrokenCheckpoint(
+            f"{statistics.label}: {inert(spec.name, longest=200)}:{HESSIAN} is no mean of products x x^T: it has "
+            "negative eigenvalues"
+        ) from None
+
+
 class Feedbacks:
     """The feedback of weights, made from their Hessians when it is needed.
 
@@ -141,5 +155,5 @@ class Feedbacks:
             if spec.name not in self._last:
                 for name in list(self._last)[:-1]:
                     del self._last[name]
-                self._last[spec.name] = Feedback.of(self._statistics.read(spec, HESSIAN))
+                self._last[spec.name] = feedback_of(self._statistics, spec)
             return self._last[spec.name]
