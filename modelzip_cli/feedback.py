@@ -42,13 +42,13 @@ class Feedback:
 
     @staticmethod
     def of(hessian: Block, *, sort: bool = True) -> Feedback:
-        """From H [columns, columns], damped by 1 % of its mean diagonal; inputs that were always 0 count as 1. With
-        `sort`, the inputs of largest square come first, so that their errors are taken up by the most others."""
+        """From H [columns, columns], damped by 1 % of its mean diagonal, which is all that inputs that were always 0
+        have, so that nothing depends on the scale of the others. With `sort`, the inputs of largest square come first,
+        so that their errors are taken up by the most others. Raises LinAlgError for an H that is no mean of x x^T."""
         damped = hessian.astype(np.float64)
-        diagonal = damped.diagonal().copy()
-        diagonal[diagonal <= 0] = 1.0
+        diagonal = damped.diagonal().clip(min=0.0)
         order = np.argsort(-diagonal, kind="stable") if sort else np.arange(len(diagonal))
-        np.fill_diagonal(damped, diagonal + DAMPING * diagonal.mean())
+        np.fill_diagonal(damped, diagonal + DAMPING * (diagonal.mean() or 1.0))
         damped = damped[np.ix_(order, order)]
         root = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]  # upper triangular, H = root root^T
         return Feedback(order, np.ascontiguousarray(np.linalg.solve(root, np.eye(len(root))), np.float32))
