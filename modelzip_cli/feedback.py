@@ -76,7 +76,7 @@ class Feedback:
             found[:, at : at + 1] = codes
             return scheme.decode(codes, local)
 
-        self._sweep(block, round_column)
+        self._sweep(block, round_column, PANEL)
         return scheme.encode(block, params, prices) if found is None else found
 
     def pruned(self, block: Block, choose: Callable[[Block], NDArray[np.bool_]], panel: int) -> Block:
@@ -101,15 +101,14 @@ class Feedback:
             costs = np.maximum(np.square(work.T / self.factor.diagonal()[inside]), LEAST_COST)
             gone = choose(np.where(block[:, inside] == 0, np.float32(0), costs))
 
-        self._sweep(block, cut, panel=panel, begin=begin)
+        self._sweep(block, cut, panel, begin)
         return result
 
     def _sweep(
         self,
         block: Block,
         treat: Callable[[int, Block], Block],
-        *,
-        panel: int = PANEL,
+        panel: int,
         begin: Callable[[int, Block], None] = lambda place, work: None,
     ) -> None:
         """Go through the columns in order: `treat` is given a place and the column [rows, 1] as it has become, and
