@@ -14,7 +14,7 @@ from modelzip_cli.criteria.base import Place
 from modelzip_cli.criteria.masks import Mask
 from modelzip_cli.criteria.patterns import Pattern
 from modelzip_cli.errors import UsageError, inert
-from modelzip_cli.feedback import PANEL, feedback_of
+from modelzip_cli.feedback import PANEL, Feedback, feedback_of
 from modelzip_cli.kernels.widen import narrow
 from modelzip_cli.source import Checkpoint
 from modelzip_cli.tensors import Statistics, TensorSpec
@@ -54,27 +54,32 @@ class Solver:
             return self._last[spec.name]
 
     def _solved(self, spec: TensorSpec, share: float | None) -> Block:
-        columns = spec.matrix[1]
         block = np.concatenate([read_block(self._source, spec, *slab) for slab in spec.row_slabs()])
         if not np.isfinite(block).all():
             raise refuse_nonfinite(self._source, spec)
         feedback = feedback_of(self._statistics, spec, sort=False)
-        if share is None:
-            assert self._pattern is not None
-            keep, group = self._pattern.keep, self._pattern.group
-            return feedback.pruned(block, lambda costs: _all_but(costs, keep), panel=group)
-        done = gone = 0
+        if share is not None:
+            return thinned(feedback, block, share)
+        assert self._pattern is not None
+        keep = self._pattern.keep
+        return feedback.pruned(block, lambda costs: _all_but(costs, keep), self._pattern.group)
 
-        def smallest(costs: Block) -> NDArray[np.bool_]:
-            nonlocal done, gone
-            done += costs.size
-            wanted = max(round(share * done) - gone, costs.size - int(np.count_nonzero(costs)))  # those are 0 already
-            gone += wanted
-            chosen = np.zeros(costs.size, np.bool_)
-            chosen[np.argsort(costs.reshape(-1), kind="stable")[:wanted]] = True
-            return chosen.reshape(costs.shape)
 
-        return feedback.pruned(block, smallest, panel=min(PANEL, columns))
+def thinned(feedback: Feedback, block: Block, share: float) -> Block:
+    """`block` [rows, columns] with `share` of its weights 0, those of every panel that cost least; those that are 0
+    already are counted among them."""
+    done = gone = 0
+
+    def smallest(costs: Block) -> NDArray[np.bool_]:
+        nonlocal done, gone
+        done += costs.size
+        wanted = max(round(share * done) - gone, costs.size - int(np.count_nonzero(costs)))
+        gone += wanted
+        chosen = np.zeros(costs.size, np.bool_)
+        chosen[np.argsort(costs.reshape(-1), kind="stable")[:wanted]] = True
+        return chosen.reshape(costs.shape)
+
+    return feedback.pruned(block, smallest, min(PANEL, block.shape[1]))
 
 
 def _all_but(costs: Block, keep: int) -> NDArray[np.bool_]:
