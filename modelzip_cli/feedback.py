@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip_cli.errors import BrokenCheckpoint, inert
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.statistics import HESSIAN
 from modelzip_cli.tensors import Statistics, TensorSpec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DAMPING = 0.01  # of the mean diagonal, added to it
 SMALL = 128  # rows of a matrix that is inverted at once
 PANEL = 128  # columns whose errors are passed on to those after them at once: by a product of matrices
+
+LEAST_COST = np.float32(2.0**-149)  # a cost of 0 means that the weight is 0
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ class Feedback:
 
     @staticmethod
     def of(hessian: Block, *, sort: bool = True) -> Feedback:
-        """From H [columns, columns], damped by 1 % of its mean diagonal; inputs that were always 0 count as 1. With
-        `sort`, the inputs of largest square come first, so that their errors are taken up by the most others."""
-        diagonal = hessian.diagonal().astype(np.float64)
-        diagonal[diagonal <= 0] = 1.0
+        """From H [columns, columns], damped by 1 % of its mean diagonal, which is all that inputs that were always 0
+        have, so that nothing depends on the scale of the others. With `sort`, the inputs of largest square come first,
+        so that their errors are taken up by the most others. Raises LinAlgError for an H that is no mean of x x^T."""
+        diagonal = hessian.diagonal().astype(np.float64).clip(min=0.0)
         order = np.argsort(-diagonal, kind="stable") if sort else np.arange(len(diagonal))
         behind = order[::-1]  # of the reversed matrix the lower factor, reversed, is the upper one: H = R R^T
         damped = hessian[np.ix_(behind, behind)].astype(np.float64)
-        np.fill_diagonal(damped, diagonal[behind] + DAMPING * diagonal.mean())
+        np.fill_diagonal(damped, diagonal[behind] + DAMPING * (diagonal.mean() or 1.0))
         root = np.linalg.cholesky(damped)[::-1, ::-1]
         del damped
         _invert_upper(root)
@@ -76,14 +79,15 @@ class Feedback:
             found[:, at : at + 1] = codes
             return scheme.decode(codes, local)
 
-        self._sweep(block, round_column)
+        self._sweep(block, round_column, PANEL)
         return scheme.encode(block, params, prices) if found is None else found
 
-    def pruned(self, block: Block, choose: Callable[[Block, Block], NDArray[np.bool_]], panel: int) -> Block:
+    def pruned(self, block: Block, choose: Callable[[Block], NDArray[np.bool_]], panel: int) -> Block:
         """`block` [rows, columns] with weights set to 0 and the others changed to make up for it.
 
-        `choose` is given `panel` columns as they have become, [rows, panel], and how much the outputs change for each,
-        w^2 / U_jj^2, and says which become 0; those that are 0 stay so. Needs columns in their own order.
+        `choose` is told of `panel` columns how much the outputs change for each weight, w^2 / U_jj^2 [rows, panel] of w
+        as it has become, and says which become 0. Those that are 0 stay so, and cost 0. Needs columns in their own
+        order.
         """
         result = np.zeros_like(block)
         gone = np.zeros((len(block), 0), np.bool_)
@@ -96,19 +100,18 @@ class Feedback:
 
         def begin(place: int, work: Block) -> None:
             nonlocal gone
-            columns = np.ascontiguousarray(work.T)
-            scale = self.factor.diagonal()[place : place + columns.shape[1]]
-            gone = choose(columns, np.square(columns / scale))
+            inside = slice(place, place + len(work))
+            costs = np.maximum(np.square(work.T / self.factor.diagonal()[inside]), LEAST_COST)
+            gone = choose(np.where(block[:, inside] == 0, np.float32(0), costs))
 
-        self._sweep(block, cut, panel=panel, begin=begin)
+        self._sweep(block, cut, panel, begin)
         return result
 
     def _sweep(
         self,
         block: Block,
         treat: Callable[[int, Block], Block],
-        *,
-        panel: int = PANEL,
+        panel: int,
         begin: Callable[[int, Block], None] = lambda place, work: None,
     ) -> None:
         """Go through the columns in order: `treat` is given a place and the column [rows, 1] as it has become, and
@@ -138,6 +141,17 @@ def _invert_upper(matrix: NDArray[Any]) -> None:
     matrix[:half, half:] = -(matrix[:half, :half] @ matrix[:half, half:] @ matrix[half:, half:])
 
 
+def feedback_of(statistics: Statistics, spec: TensorSpec, *, sort: bool = True) -> Feedback:
+    """The feedback of a weight whose Hessian is there. Raises BrokenCheckpoint where that is no sum of squares."""
+    try:
+        return Feedback.of(statistics.read(spec, HESSIAN), sort=sort)
+    except np.linalg.LinAlgError:
+        raise BrokenCheckpoint(
+            f"{statistics.label}: {inert(spec.name, longest=200)}:{HESSIAN} is no mean of products x x^T: it has "
+            "negative eigenvalues"
+        ) from None
+
+
 class Feedbacks:
     """The feedback of weights, made from their Hessians when it is needed.
 
@@ -154,5 +168,5 @@ class Feedbacks:
             if spec.name not in self._last:
                 for name in list(self._last)[:-1]:
                     del self._last[name]
-                self._last[spec.name] = Feedback.of(self._statistics.read(spec, HESSIAN))
+                self._last[spec.name] = feedback_of(self._statistics, spec)
             return self._last[spec.name]

@@ -17,6 +17,7 @@ from modelzip_cli.containers.outer import Outer
 from modelzip_cli.containers.safetensors_file import METADATA
 from modelzip_cli.errors import DoesNotFit, UnsupportedCheckpoint, UsageError, inert
 from modelzip_cli.feedback import Feedbacks
+from modelzip_cli.informed import by_sensitivity, feeds_back, for_statistics, refuse_useless
 from modelzip_cli.kernels import jit
 from modelzip_cli.kernels.rans import LANES
 from modelzip_cli.layouts import Part
@@ -24,13 +25,12 @@ from modelzip_cli.layouts.dense import dense_parts
 from modelzip_cli.layouts.native import BITPACK, LOSSLESS, RANS, native_parts
 from modelzip_cli.pruning import Masked, Masks, Pruned, find_masks
 from modelzip_cli.recipe import Decision, Recipe
-from modelzip_cli.sampling import Treated, sample_all
+from modelzip_cli.sampling import sample_all
 from modelzip_cli.schemes.base import Codes, Params, Scheme
-from modelzip_cli.schemes.ecq import Ecq, along_rows, column_steps
+from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.schemes.floats import Bf16, Fp16, Fp32
 from modelzip_cli.schemes.lossless import Lossless
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.statistics import HESSIAN, SECOND_MOMENT
 from modelzip_cli.tensors import Source, Statistics, TensorSpec
 
 WORTH = 0.15  # what entropy coding has to save of a tensor, which it makes slower to read
@@ -114,7 +114,7 @@ def plan_compression(
 
     `container` is that of the output; `step` that of `ecq` tensors without one of their own; `masks` and `allocator`
     are what `masks_of` and `sampled` made of the source; with Hessians among the `statistics` weights are rounded with
-    feedback. Raises NonFinite unless the recipe allows keeping those.
+    feedback. Raises NonFinite unless the recipe allows keeping those, UsageError where `statistics` are of no use.
     """
     decisions = recipe.decide(source.specs, _ties(source))
     masks = masks_of(source, recipe, executor, statistics) if masks is None else masks
@@ -127,6 +127,10 @@ def plan_compression(
     seen = Masked(source, masks) if masks else source
     tensors = list(executor.map(lambda item: _fitted(seen, recipe, allocation, masks, *item), undecided))
     tensors = _with_feedback(tensors, masks, statistics)
+    if statistics is not None:
+        fed = any(tensor.feedback or (isinstance(tensor.scheme, Ecq) and tensor.scheme.columns) for tensor in tensors)
+        searched = [each.spec for each in allocator.sampled]
+        refuse_useless(statistics, recipe, [tensor.scheme for tensor in tensors], searched, fed)
     plan = _assembled(source, recipe, tensors, command, container)
     if allocation:
         plan = replace(plan, tables=allocation.tables, prices=allocation.prices)
@@ -134,21 +138,16 @@ def plan_compression(
 
 
 def _with_feedback(tensors: list[TensorPlan], masks: Masks, statistics: Statistics | None) -> list[TensorPlan]:
-    """The tensors that are rounded with feedback: those whose Hessian is known, but for those that are pruned."""
+    """The tensors, those that are rounded with feedback marked."""
     if statistics is None:
         return tensors
     feedbacks = Feedbacks(statistics)
     return [
         replace(tensor, feedback=feedbacks)
-        if tensor.scheme and tensor.scheme.feeds_back and not tensor.tie and feeds_back(tensor.spec, masks, statistics)
+        if tensor.scheme and not tensor.tie and feeds_back(tensor.spec, tensor.scheme, masks, statistics)
         else tensor
         for tensor in tensors
     ]
-
-
-def feeds_back(spec: TensorSpec, masks: Masks, statistics: Statistics | None) -> bool:
-    """Whether a tensor may be rounded with feedback."""
-    return statistics is not None and spec.name not in masks and statistics.has(spec, HESSIAN)
 
 
 def masks_of(source: Checkpoint, recipe: Recipe, executor: Executor, statistics: Statistics | None = None) -> Masks:
@@ -169,7 +168,7 @@ def sampled(
     decisions = recipe.decide(source.specs, _ties(source))
     seen = Masked(source, masks) if masks else source
     treated = [(source.specs[name], one.scheme) for name, one in decisions.items() if isinstance(one.scheme, Ecq)]
-    chosen = [_for_statistics(spec, scheme, masks, statistics) for spec, scheme in treated]
+    chosen = [for_statistics(spec, scheme, masks, statistics) for spec, scheme in treated]
     jit.expect(sum(spec.size for spec, _ in treated), jit.SEARCHING)
     found = sample_all(chosen, lambda spec, first, last: read_block(seen, spec, first, last), executor)
     if not recipe.allow_nonfinite:
@@ -177,23 +176,9 @@ def sampled(
             if not each.finite:
                 raise refuse_nonfinite(source, each.spec)
     found = [each for each in found if each.finite]
-    if statistics is not None and recipe.goal is not None and recipe.goal.kind != "min_sqnr":
+    if statistics is not None and by_sensitivity(recipe):
         found = weighted(found, statistics, lambda name: recipe.is_named(name, source.specs))
     return Allocator(found, executor)
-
-
-def _for_statistics(spec: TensorSpec, scheme: Ecq, masks: Masks, statistics: Statistics | None) -> Treated:
-    """What is known of a layer's inputs decides how it is stored: with feedback, or with steps for its columns.
-
-    Feedback takes a column at a time, so paths cannot run along the rows: the plain grid has none.
-    """
-    if feeds_back(spec, masks, statistics):
-        rows = max(last - first for first, last in spec.row_slabs(tall=True))
-        turned = along_rows(rows, spec.matrix[1])
-        return spec, replace(scheme, states=1) if turned else scheme, None
-    if statistics is None or not statistics.has(spec, SECOND_MOMENT):
-        return spec, scheme, None
-    return spec, replace(scheme, columns=True), column_steps(statistics.read(spec, SECOND_MOMENT))
 
 
 def _ties(source: Checkpoint) -> Mapping[str, str]:

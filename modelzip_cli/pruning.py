@@ -107,7 +107,7 @@ def find_masks(
         solver = Solver(source, statistics, asked.mask)
         shares = {spec.name: asked.sparsity if share is None else share for spec, share in chosen}
         known = [finder.specs[name] for name in found if statistics.has(finder.specs[name], HESSIAN)]
-        return {**found, **{spec.name: Pruned(solver.mask(shares[spec.name]), None) for spec in known}}
+        return {**found, **{spec.name: Pruned(solver.mask(spec, shares[spec.name]), None) for spec in known}}
     return found
 
 

@@ -56,7 +56,9 @@ class StatisticsFile:
         self._file = SafetensorsFile(SourceFile(path))
         self.label, self.sha256 = self._file.file.label, self._file.sha256
         self.examples = self._file.metadata.get("examples", "")
-        if not any(name.rpartition(":")[2] in KINDS for name in self._file.specs):
+        held = {name.rpartition(":")[2] for name in self._file.specs}
+        self.kinds = tuple(kind for kind in KINDS if kind in held)
+        if not self.kinds:
             self.close()
             raise UnsupportedCheckpoint(
                 f"{self.label}: holds no statistics, which are called WEIGHT:KIND, with a kind of {', '.join(KINDS)}"

@@ -162,11 +162,12 @@ class Source(Protocol):
 class Statistics(Protocol):
     """What running a model on data left of its weights (statistics.py): matrices by weight and kind.
 
-    `label`: where they lie. `sha256`: of the header of the file.
+    `label`: where they lie. `sha256`: of the header of the file. `kinds`: those that there are of some weight.
     """
 
     label: str
     sha256: str
+    kinds: tuple[str, ...]
 
     def has(self, spec: TensorSpec, kind: str) -> bool:
         """Whether there is this kind for a weight."""

@@ -63,7 +63,7 @@ def rate_and_sqnr(scheme: Scheme, weight: np.ndarray, passes: int = 3) -> tuple[
 
 def allocator(weights: dict[str, tuple[Ecq, np.ndarray]]) -> Allocator:
     """An allocator that has seen these weights."""
-    treated = [(TensorSpec(name, F32, weight.shape), scheme) for name, (scheme, weight) in weights.items()]
+    treated = [(TensorSpec(name, F32, weight.shape), scheme, None) for name, (scheme, weight) in weights.items()]
     executor = ThreadPoolExecutor(1)
     return Allocator(sample_all(treated, lambda s, a, b: weights[s.name][1][a:b], executor), executor)
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modelzip_cli import sampling
-from modelzip_cli.allocate import LEAST_SQNR, LEAST_STEP, Allocation, Allocator, rounded, table_bytes
+from modelzip_cli.allocate import (
+    FARTHEST,
+    LEAST_SENSITIVITY,
+    LEAST_SQNR,
+    LEAST_STEP,
+    Allocation,
+    Allocator,
+    rounded,
+    table_bytes,
+    weighted,
+)
 from modelzip_cli.coders.rans import Rans, pack_vector
-from modelzip_cli.sampling import sample_all
+from modelzip_cli.sampling import COARSE, Sampled, sample_all
 from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.tensors import F16, F32, TensorSpec
 from tests.entropy import allocator
@@ -185,7 +198,7 @@ def test_weights_that_are_not_finite_are_seen(bad):
 def test_weights_at_the_end_of_their_dtype_do_not_fit():
     """A point above the largest number of f16 would be infinity: masks are filled with it."""
     mask = np.triu(np.full((64, 64), -65504, np.float32), 1)
-    treated = [(TensorSpec(dtype.id, dtype, (64, 64)), Ecq()) for dtype in (F16, F32)]
+    treated = [(TensorSpec(dtype.id, dtype, (64, 64)), Ecq(), None) for dtype in (F16, F32)]
     executor = ThreadPoolExecutor(1)
     one = Allocator(sample_all(treated, lambda spec, first, last: mask[first:last], executor), executor)
     assert one.at(0.1).fits == {"f16": False, "f32": True}
@@ -200,3 +213,77 @@ def test_zeros_and_a_single_weight_are_predicted_too():
         if name != "zeros":
             size, _ = written(found, name, weight)
             assert abs(found.bytes[name] - size) < 0.005 * size + 16
+
+
+class Sensitivities(dict[str, float]):
+    """Statistics that know this of weights, and nothing else."""
+
+    def has(self, spec: TensorSpec, kind: str) -> bool:
+        return kind == "sensitivity" and spec.name in self
+
+    def read(self, spec: TensorSpec, kind: str) -> np.ndarray:
+        return np.float32([[self[spec.name]]])
+
+
+def of_rms(name: str, rms: float, weights: int, step: float | None = None) -> Sampled:
+    """A tensor of which only that is known."""
+    return Sampled(
+        TensorSpec(name, F32, (weights,)), Ecq(step), rms * rms * weights, np.zeros(1), np.zeros(weights), ()
+    )
+
+
+def factors(tensors: list[Sampled], known: dict[str, float], held: tuple[str, ...] = ()) -> dict[str, float]:
+    found = weighted(tensors, Sensitivities(known), lambda name: name in held)
+    assert [each.spec for each in found] == [each.spec for each in tensors]
+    return {each.spec.name: each.factor for each in found}
+
+
+@given(values=st.lists(st.tuples(st.floats(0.5, 2), st.floats(0.1, 3), st.integers(1, 5000)), min_size=1, max_size=6))
+def test_steps_for_outputs_go_with_the_root_of_the_sensitivity_and_keep_their_mean(values):
+    tensors = [of_rms(str(n), rms, weights) for n, (rms, _, weights) in enumerate(values)]
+    found = factors(tensors, {str(n): sensitivity for n, (_, sensitivity, _) in enumerate(values)})
+    steps = [found[str(n)] * rms * np.sqrt(sensitivity) for n, (rms, sensitivity, _) in enumerate(values)]
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-5)  # d^2 s is the same in all
+    weights = [weights for *_, weights in values]
+    assert np.average(np.log([found[str(n)] for n in range(len(values))]), weights=weights) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_steps_for_outputs_stay_near_the_common_one_and_never_grow_with_the_sensitivity():
+    sensitivities = [0, 1e-12, 1e-3, 1, 1e3, 1e9]
+    tensors = [of_rms(str(n), 1.0, 100) for n in range(6)]
+    found = factors(tensors, {str(n): each for n, each in enumerate(sensitivities)})
+    ordered = [found[str(n)] for n in range(6)]
+    assert ordered == sorted(ordered, reverse=True)
+    assert ordered[0] == ordered[1] == pytest.approx(found["2"])  # below a millionth of the largest: that
+    assert max(ordered) <= np.exp(FARTHEST) * 1.0001
+    assert min(ordered) == pytest.approx(np.exp(-FARTHEST))
+    assert LEAST_SENSITIVITY == 1e-6
+
+
+def test_tensors_that_are_held_unknown_empty_or_have_a_step_take_no_part():
+    free = [of_rms("a", 1.0, 100), of_rms("b", 1.0, 100)]
+    others = [
+        of_rms("embed", 1.0, 5000),
+        of_rms("unknown", 1.0, 500),
+        of_rms("zeros", 0.0, 50),
+        of_rms("fixed", 1.0, 700, step=0.1),
+    ]
+    known = {"a": 4.0, "b": 0.25, "embed": 1e-9, "zeros": 1.0, "fixed": 1e9}
+    found = factors([*free, *others], known, held=("embed",))
+    assert found == pytest.approx({"a": 0.5, "b": 2.0} | {each.spec.name: 1.0 for each in others})
+
+
+@pytest.mark.parametrize("known", [{}, {"a": 0.0, "b": 0.0}])
+def test_where_no_sensitivity_is_known_or_all_are_0_steps_are_common(known):
+    assert set(factors([of_rms("a", 1.0, 10), of_rms("b", 2.0, 10)], known).values()) == {1.0}
+
+
+def test_a_step_of_its_own_stays_within_reach():
+    fine, coarse = (replace(of_rms("a", 1.0, 10), factor=factor) for factor in (1 / 8, 8.0))
+    assert fine.own_step(0.4) == pytest.approx(0.05)
+    assert fine.own_step(LEAST_STEP) == LEAST_STEP
+    assert coarse.own_step(0.05) == pytest.approx(0.4)
+    assert coarse.own_step(0.5) == COARSE
+    assert coarse.own_step(2.0) == 2.0

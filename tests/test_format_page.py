@@ -10,6 +10,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from shutil import copy
@@ -29,7 +30,8 @@ from modelzip_cli.kernels.bitpack import pack
 from modelzip_cli.layouts.native import native_parts
 from modelzip_cli.recipe import Goal, Recipe, Rule
 from modelzip_cli.schemes import SCHEMES, parse_scheme
-from modelzip_cli.single import Settings, compress_file, restore_file
+from modelzip_cli.single import Aid, Settings, compress_file, restore_file
+from modelzip_cli.source import open_source
 from modelzip_cli.tensors import DTYPES, TensorSpec
 from tests.checkpoints import (
     bf16_safetensors,
@@ -42,6 +44,7 @@ from tests.checkpoints import (
     trainer_pth,
     weights,
 )
+from tests.measured import statistics_file
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -539,6 +542,7 @@ def test_every_scheme_is_on_the_page_with_its_parts() -> None:
 
 
 SAMPLE = ROOT / "sample_models" / "docs_lm.safetensors"  # a model of layers
+GROUPS = ("recipe", "source", "outer", "aid")  # keys of a manifest whose own keys the page lists
 
 
 @pytest.fixture(scope="module")
@@ -570,15 +574,29 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             manifest_of(compress(Path(copy(SAMPLE, folder / f"p{number}.safetensors")), "lossless", **amount))
             for number, amount in enumerate(amounts)
         ),
+        manifest_of(with_aid(folder)),
     ]
+
+
+def with_aid(folder: Path) -> Path:
+    """A native file that a model helped with: statistics of one weight, other bits for another."""
+    source, output = bf16_safetensors(folder / "aided.safetensors"), folder / "aided.int4.safetensors"
+    one, other = "layers.0.proj.weight", "layers.1.proj.weight"
+    with closing(open_source(source)) as opened:
+        replaced = {other: opened.read(other, 0, opened.specs[other].size)}
+    hessian = np.eye(64, dtype=np.float32)
+    with closing(statistics_file(folder / "statistics.safetensors", {f"{one}:hessian": hessian})) as statistics:
+        aid = Aid(statistics, replaced=replaced)
+        compress_file(source, output, Recipe("int4"), Settings(), command="quantize", aid=aid)
+    return output
 
 
 def test_every_key_of_a_manifest_is_on_the_page(manifests: list[dict[str, Any]]) -> None:
     named = words()
     for manifest in manifests:
         assert set(manifest) <= named
-        for group in ("recipe", "source", "outer"):
-            assert {f"{group}.{key}" for key in manifest[group] or ()} <= named
+        for group in GROUPS:
+            assert {f"{group}.{key}" for key in manifest.get(group) or ()} <= named
         for rule in manifest["recipe"].get("set", ()):
             assert set(rule) <= named
         for entry in manifest["tensors"].values():
@@ -597,7 +615,7 @@ def test_every_key_that_the_page_lists_is_in_a_manifest(manifests: list[dict[str
     found: set[str] = set()
     for manifest in manifests:
         found |= set(manifest)
-        found |= {f"{group}.{key}" for group in ("recipe", "source", "outer") for key in manifest[group] or ()}
+        found |= {f"{group}.{key}" for group in GROUPS for key in manifest.get(group) or ()}
         found |= {key for entry in manifest["tensors"].values() for key in entry}
     assert listed == found
 

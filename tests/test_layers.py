@@ -28,6 +28,7 @@ LAYERS = (  # docs/architecture.md says what each is for
     ("blocks", "depth", "feedback"),
     ("solving",),
     ("pruning",),
+    ("informed",),
     ("plan",),
     ("compress", "survey"),
     ("output",),

@@ -151,7 +151,8 @@ class _Run:
     def planned(self, output: Path) -> Report:
         """The plan alone; of `auto` that of its first candidate."""
         recipe = self.candidate(CANDIDATES[0]) if self.is_auto else self.recipe
-        return compress_file(self.path, output, recipe, self.settings, command=self.command, aid=self.aid)
+        aid = self.used(recipe, self.aid)
+        return compress_file(self.path, output, recipe, self.settings, command=self.command, aid=aid)
 
     def written(self, output: Path) -> Report:
         """The output, which appears only if its model passes the gates."""
@@ -166,7 +167,7 @@ class _Run:
         if self.changes_much(recipe):
             label, aid, reasons = self.improved(recipe)
         final = replace(self.settings, ready=self.judge_of(label))
-        report = compress_file(self.path, output, recipe, final, command=self.command, aid=aid)
+        report = compress_file(self.path, output, recipe, final, command=self.command, aid=self.used(recipe, aid))
         rows = tuple(replace(row, reason=reasons.get(row.name, row.reason)) for row in report.tensors)
         found = self.bench.stages
         gates = (*report.gates, *check_gates(self.study.gates, found[-1][1]))
@@ -176,6 +177,11 @@ class _Run:
     @property
     def is_auto(self) -> bool:
         return self.recipe.pruning is not None and self.recipe.pruning.criterion == AUTO
+
+    def used(self, recipe: Recipe, aid: Aid) -> Aid:
+        """`aid`, but no statistics for the criterion among those of `auto` that asks for none."""
+        asks = recipe.pruning is not None and recipe.pruning.by.needs
+        return replace(aid, statistics=None) if self.is_auto and not asks else aid
 
     def candidate(self, criterion: str) -> Recipe:
         """The recipe with another criterion."""
@@ -198,7 +204,8 @@ class _Run:
         """The model that the engine makes of a recipe, and its report."""
         target = self.scratch / "trial.safetensors"
         settings = Settings(self.settings.jobs, force=True)
-        report = compress_file(self.path, target, recipe, settings, command=self.command, aid=self.aid)
+        aid = self.used(recipe, self.aid)
+        report = compress_file(self.path, target, recipe, settings, command=self.command, aid=aid)
         return self.bench.loaded(load_file(target), size=target.stat().st_size), report
 
     def changes_much(self, recipe: Recipe) -> bool:

@@ -164,6 +164,21 @@ def test_a_slab_has_the_bytes_that_it_has_alone(scheme):
 
 
 @each_scheme
+@pytest.mark.parametrize("name", ["paths down the rows", "outliers", "columns of all scales", "paths along the rows"])
+def test_a_column_alone_has_the_codes_and_weights_that_it_has_among_the_others(scheme, name):
+    """What error feedback needs: `at` gives the params of a column. A path along the rows has no columns."""
+    weight = CASES[name]
+    one = slab(scheme, weight)
+    if scheme.feeds_back and not (scheme.trellis and one.contexts.along_rows):
+        prices = scheme.prices(one.tables.rates)
+        for at in range(weight.shape[1]):
+            column, local = slice(at, at + 1), scheme.at(one.params, at)
+            alone = scheme.encode(np.ascontiguousarray(weight[:, column]), local, prices)
+            assert (alone == one.codes[:, column]).all()
+            assert scheme.decode(alone, local).tobytes() == one.decoded[:, column].tobytes()
+
+
+@each_scheme
 def test_params_are_what_the_scheme_announces_and_positive(scheme):
     for name, weight in CASES.items():
         if not weight.size:

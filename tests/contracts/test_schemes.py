@@ -146,6 +146,24 @@ def test_stored_bytes_are_those_of_the_parts(name):
         assert {local: bits.nbytes for local, bits in parts.items()} == planned
 
 
+ALONE = ("normal", "half zeros", "a row of zeros", "one column", "tiny beside huge", "subnormal", "ends of float32")
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in CLOSED if scheme.feeds_back], ids=str)
+def test_a_column_alone_has_the_codes_and_weights_that_it_has_among_the_others(scheme):
+    """What error feedback needs: `at` gives the params of a column."""
+    for weight in (WEIGHTS[name][:, :70] for name in ALONE):
+        params = fit(scheme, weight)
+        codes = scheme.encode(weight, params)
+        decoded = scheme.decode(codes, params)
+        for at in range(weight.shape[1]):
+            column, local = slice(at, at + 1), scheme.at(params, at)
+            alone = scheme.encode(np.ascontiguousarray(weight[:, column]), local)
+            assert alone.dtype == codes.dtype
+            assert alone.tobytes() == codes[:, column].tobytes()
+            assert scheme.decode(alone, local).tobytes() == decoded[:, column].tobytes()
+
+
 @each_closed
 def test_encoding_and_decoding_change_no_input(scheme):
     weight = WEIGHTS["several groups"].copy()

@@ -14,7 +14,7 @@ import torch
 
 from modelzip_cli.amounts import Pruning
 from modelzip_cli.pruning import Masked, Masks, find_masks
-from modelzip_cli.statistics import HESSIAN, shape_of
+from modelzip_cli.statistics import HESSIAN, KINDS, shape_of
 from modelzip_cli.tensors import DTYPES, TensorSpec
 
 IDS = {getattr(torch, str(dtype.torch)): dtype for dtype in DTYPES.values() if dtype.torch and dtype.kind == "float"}
@@ -59,6 +59,7 @@ class Known:
     """Statistics of any weight but Hessians: numbers that follow from its name, its place and what they are."""
 
     label, sha256 = "memory.statistics", "0" * 64
+    kinds = tuple(kind for kind in KINDS if kind != HESSIAN)
 
     def has(self, spec: TensorSpec, kind: str) -> bool:
         """Whether there is this kind."""
