@@ -156,6 +156,19 @@ def test_a_run_with_data_says_what_the_model_did_at_each_stage(
         assert not Draft202012Validator(SCHEMA).is_valid({name: report[name] for name in report if name != key})
 
 
+def test_what_cannot_go_with_data_is_refused(modelzip: Any, classifier: Any, tmp_path: Path) -> None:
+    path, data, kept = classifier.path("net.pt2"), classifier.path("data.npz"), tmp_path / "kept"
+    for options, message in (
+        (["-o", "-", "--data", data], "name a file with -o"),
+        ([path, "--output-dir", tmp_path, "--data", data, "--save-statistics", kept], "one file, of one checkpoint"),
+        (["--output-dir", tmp_path, "--fail-under", "accuracy=0.5"], "--data says on what"),
+    ):
+        run = modelzip("quantize", path, *options)
+        assert (run.exit_code, run.stdout) == (2, "")
+        assert message in run.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_statistics_of_another_model_are_refused(modelzip: Any, classifier: Any, tmp_path: Path) -> None:
     data, written = classifier.path("data.npz"), tmp_path / "net.statistics"
     options = ["--sparsity", "0.5", "--criterion", "fisher", "--data", data, "--save-statistics", written]

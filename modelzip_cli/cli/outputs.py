@@ -91,6 +91,8 @@ def write_outputs(
 
     given = model or {}
     judged = JUDGED if given.get("data") else ()
+    if given.get("save_statistics") and (recursive or filelist or len(paths or ()) > 1):
+        raise UsageError("--save-statistics is one file, of one checkpoint: compress them one by one")
     if not judged:
         _refuse_gates_of_models(fail_under or ())
     gates = [parse_gate(text, (*METRICS, *judged)) for text in fail_under or ()]
