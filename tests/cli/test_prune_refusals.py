@@ -46,7 +46,7 @@ WRONG = [  # the arguments, what is said, the exit code
     ([*S50, "--min-keep", "1"], "--min-keep 1: write a share", 2),
     ([*S50, "--min-keep", "nan"], "--min-keep nan: write a share", 2),
     ([*S50, "--min-keep", "0.1", "--scope", "layer"], "--min-keep is a floor under --scope global", 2),
-    (["--threshold", "0.1", "--criterion", "random"], "--threshold is about weights; random has none", 2),
+    (["--threshold", "0.1", "--criterion", "random"], "--threshold is about weights; random has other scores", 2),
     ([*S50, "--set", "layers.0=1.0"], f"--set layers.0 1: {SHARE}", 2),
     ([*S50, "--set", "layers.0=70"], "write 0.7", 2),
     ([*S50, "--set", "layers.0=-0.5"], SHARE, 2),
