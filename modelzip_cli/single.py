@@ -109,7 +109,8 @@ class Aid:
             return
         decisions = recipe.decide(source.specs, source.outer.ties if source.outer else {})
         specs = [source.specs[name] for name, one in decisions.items() if one.scheme and one.scheme.feeds_back]
-        kinds = (HESSIAN, SENSITIVITY) if recipe.goal is not None else (HESSIAN,)
+        by_outputs = recipe.goal is not None and recipe.goal.kind != "min_sqnr"
+        kinds = (HESSIAN, SENSITIVITY) if by_outputs else (HESSIAN,)
         if not any(self.statistics.has(spec, kind) for spec in specs for kind in kinds):
             self.statistics.require(specs, [HESSIAN])
 
