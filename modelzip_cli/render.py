@@ -109,7 +109,8 @@ def _plain(blocks: Sequence[Block]) -> str:
             labels = max(len(label) for label, _, _ in block.rows)
             out += [f"{label:<{labels}}  {line:<{BAR_WIDTH}}  {text}" for label, line, text in _bar_lines(block)]
         elif isinstance(block, Table):
-            out += ["", *_aligned([block.columns, *block.rows], block.align), ""]
+            above = [""] if out[-1:] != [""] else []  # one blank line between two tables
+            out += [*above, *_aligned([block.columns, *block.rows], block.align), ""]
         elif isinstance(block, Prose):
             out += [block.text]
         else:

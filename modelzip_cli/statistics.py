@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from modelzip_cli.tensors import Block
 
 SECOND_MOMENT, HESSIAN, FISHER, TAYLOR, SENSITIVITY = "second_moment", "hessian", "fisher", "taylor", "sensitivity"
-KINDS = {  # what each is for, as a message says it
-    SECOND_MOMENT: "prune --criterion wanda, compress",
-    HESSIAN: "quantize, prune --criterion sparsegpt",
+KINDS = {  # what writes and uses each, as a message says it
+    SECOND_MOMENT: "prune --criterion wanda",
+    HESSIAN: "quantize, or prune --criterion sparsegpt",
     FISHER: "prune --criterion fisher",
     TAYLOR: "prune --criterion taylor",
     SENSITIVITY: "compress",
@@ -102,8 +102,8 @@ class StatisticsFile:
             missing = [spec.name for spec in specs if not self.has(spec, kind)]
             if len(missing) == len(specs) and specs:
                 raise UsageError(
-                    f"{self.label}: holds no {kind} of these weights; --save-statistics writes it with --data, in "
-                    f"{KINDS[kind]}"
+                    f"{self.label}: holds no {kind} of these weights; {KINDS[kind]} writes it with --data and "
+                    "--save-statistics"
                 )
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

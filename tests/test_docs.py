@@ -1,5 +1,7 @@
 """Every `console` block of README and docs is run, in order, in a folder with the sample models, and compared.
 
+A `python` block that begins with a comment of a file's name, `# mine.py`, lies there under that name.
+
 MODELZIP_REFRESH_DOCS=1 writes the output of this run into the pages instead; read the diff before you commit it.
 """
 
@@ -21,6 +23,7 @@ from tests.conftest import Run
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 REFRESH = os.environ.get("MODELZIP_REFRESH_DOCS") == "1"
 CHANGING = (  # what differs from run to run
@@ -29,9 +32,10 @@ CHANGING = (  # what differs from run to run
 )
 
 
-RUNS_A_MODEL = re.compile(r"^modelzip (eval|distill|prune .*--channels)")
+RUNS_A_MODEL = re.compile(r"^modelzip (eval|distill|prune .*--channels|.* --(data|statistics) )")
 FOR_A_SHELL = re.compile(r"[|&;<>*$'\"]")
 NUMBER = re.compile(r"\d[\d,.]*(e-?\d+)?")
+BAR = re.compile("[█▏▎▍▌▋▊▉]+")
 
 
 def masked(text: str) -> str:
@@ -50,7 +54,7 @@ def comparable(page: str) -> str:
         if line.startswith(("$ ", "```")):
             figures_differ = RUNS_A_MODEL.match(line.removeprefix("$ ")) is not None
         elif figures_differ:
-            line = re.sub(r"[ -]+", " ", NUMBER.sub("N", line))
+            line = re.sub(r"[ -]+", " ", BAR.sub("", NUMBER.sub("N", line)))
         shown.append(line)
     return "\n".join(shown)
 
@@ -91,6 +95,8 @@ def run_block(block: str, prints: Callable[[str], str]) -> str:
 def test_the_console_blocks_of_a_page_show_what_the_program_prints(page, prints, tmp_path):
     shutil.copytree(ROOT / "sample_models", tmp_path / "sample_models")
     shown = page.read_text()
+    for name, code in FILE.findall(shown):
+        (tmp_path / name).write_text(code)
     ran = BLOCK.sub(lambda found: run_block(found[0], prints), shown)
     if REFRESH:
         page.write_text(ran)

@@ -126,6 +126,61 @@ def test_gates_rules_and_patterns_are_in_the_report(modelzip: Any, tmp_path: Pat
     assert set(report["recipe"]) == set(SCHEMA["$defs"]["recipe"]["properties"]) - goals - {*PRUNING_KEYS}
 
 
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        (["quantize", "--scheme", "int8"], ["dense", "as is"]),
+        (["prune", "--sparsity", "0.8", "--criterion", "auto"], ["dense", "as is", "repaired"]),
+        (["prune", "--sparsity", "0.8", "--recover", "1"], ["dense", "as is", "repaired", "recovered"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_run_with_data_says_what_the_model_did_at_each_stage(
+    modelzip: Any, classifier: Any, tmp_path: Path, options: list[str], stages: list[str]
+) -> None:
+    command, *more = options
+    path, data = classifier.path("net.pt2"), classifier.path("data.npz")
+    gates = ["--fail-under", "agreement=0.1", "--fail-under", "accuracy=0.1"]
+    run = modelzip(command, path, *more, "--data", data, *gates, "--output-dir", tmp_path, "--json", "--no-progress")
+    report = run.json
+    assert_is("report", report)
+    found = report["evaluation"]
+    assert {each["stage"] for each in found["stages"]} <= {*stages}  # a repair that does not help is undone
+    assert (found["before"], found["after"]) == (found["stages"][0], found["stages"][-1])
+    assert found["after"]["stage"] == ("recovered" if "--recover" in more else found["stages"][-1]["stage"])
+    assert found["after"]["bytes"] == report["output"]["bytes"]
+    assert [gate["metric"] for gate in report["gates"]] == ["agreement", "accuracy"]
+    assert report["data"].endswith("held-out examples of " + str(data))
+    assert [*map(bool, report["notes"])] == [True] * ("auto" in more)
+    for key in "evaluation", "data", "network", "notes":
+        assert not Draft202012Validator(SCHEMA).is_valid({name: report[name] for name in report if name != key})
+
+
+def test_what_cannot_go_with_data_is_refused(modelzip: Any, classifier: Any, tmp_path: Path) -> None:
+    path, data, kept = classifier.path("net.pt2"), classifier.path("data.npz"), tmp_path / "kept"
+    for options, message in (
+        (["-o", "-", "--data", data], "name a file with -o"),
+        ([path, "--output-dir", tmp_path, "--data", data, "--save-statistics", kept], "one file, of one checkpoint"),
+        (["--output-dir", tmp_path, "--fail-under", "accuracy=0.5"], "--data says on what"),
+    ):
+        run = modelzip("quantize", path, *options)
+        assert (run.exit_code, run.stdout) == (2, "")
+        assert message in run.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_statistics_of_another_model_are_refused(modelzip: Any, classifier: Any, tmp_path: Path) -> None:
+    data, written = classifier.path("data.npz"), tmp_path / "net.statistics"
+    options = ["--sparsity", "0.5", "--criterion", "fisher", "--data", data, "--save-statistics", written]
+    assert modelzip("prune", classifier.path("net.pt2"), *options, "-n").exit_code == 0
+    other = tied_pth(tmp_path / "other.pth")
+    for path in other, classifier.path("net.safetensors"):
+        run = modelzip("quantize", path, "--statistics", written, "--output-dir", tmp_path / "out", "--json")
+        assert run.exit_code == 2
+        assert_is("error", run.json)
+        assert "holds no hessian of these weights" in run.stderr
+
+
 @pytest.mark.parametrize("limit", ["inf", "-inf", "nan"])
 def test_a_limit_that_is_no_number_is_a_mistake_of_the_user(modelzip: Any, tmp_path: Path, limit: str) -> None:
     path = nothing_to_treat(tmp_path / "nothing.safetensors")

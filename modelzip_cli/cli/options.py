@@ -92,8 +92,8 @@ CriterionName = Annotated[
     typer.Option(
         "--criterion",
         metavar="NAME",
-        help="Which weights go first: magnitude or random; with --data or --statistics taylor, fisher, wanda or "
-        "sparsegpt; with --data auto.  [default: magnitude]",
+        help="Which weights go first: magnitude or random; with --data or --statistics also taylor, fisher, wanda, "
+        "sparsegpt; with --data also auto, the better of magnitude and fisher.  [default: magnitude]",
     ),
 ]
 Scope = Annotated[
@@ -101,7 +101,8 @@ Scope = Annotated[
     typer.Option(
         "--scope",
         metavar="global|layer",
-        help="One threshold for all tensors, or the same share of each.  [default: global; of random, layer]",
+        help="One threshold for all tensors, or the same share of each.  [default: global; of random and sparsegpt, "
+        "layer]",
     ),
 ]
 MinKeep = Annotated[
@@ -126,7 +127,8 @@ RunData = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Run the model on it: what weights do, what the output does. Pictures, .npz .npy .csv .jsonl .txt ...",
+        help="Run the model on this to see which weights matter, and what the output still does: a folder of pictures, "
+        ".npz .npy .csv .tsv .jsonl .txt .parquet .arrow, or file.py:function.",
     ),
 ]
 TestData = Annotated[
@@ -135,15 +137,24 @@ TestData = Annotated[
 ]
 StatisticsPath = Annotated[
     Path | None,
-    typer.Option("--statistics", metavar="FILE", help="What weights do, from a file that --save-statistics wrote."),
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        help="Which weights matter, from a file: that of --save-statistics or your own (docs/statistics.md). No "
+        "model is run for it.",
+    ),
 ]
 SaveStatistics = Annotated[
-    Path | None, typer.Option("--save-statistics", metavar="FILE", help="Keep what --data told of the weights.")
+    Path | None,
+    typer.Option("--save-statistics", metavar="FILE", help="Keep what --data says of the weights, for --statistics."),
 ]
 Recover = Annotated[
     int | None,
     typer.Option(
-        "--recover", metavar="N", help="Then learn from the unpruned model for N steps; zeros stay zeros.", min=1
+        "--recover",
+        metavar="N",
+        help="With --data: train what is left for N steps to do what the unpruned model does; zeros stay zeros.",
+        min=1,
     ),
 ]
 KeptScheme = Annotated[
@@ -236,7 +247,16 @@ FailUnder = Annotated[
     typer.Option(
         "--fail-under",
         metavar="METRIC=VALUE",
-        help="Exit 4 and leave no output when sqnr, sqnr-min (dB) or cosine is lower. Repeatable.",
+        help="Exit 4 when sqnr, sqnr-min (dB) or cosine is lower. Repeatable.",
+    ),
+]
+OutputGates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-under",
+        metavar="METRIC=VALUE",
+        help="Exit 4 and leave no output when sqnr, sqnr-min (dB) or cosine is lower; with --data also accuracy, "
+        "agreement (0 to 1), perplexity-ratio. Repeatable.",
     ),
 ]
 MaxSize = Annotated[

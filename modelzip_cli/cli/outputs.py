@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from modelzip_cli.errors import UsageError, inert
 
 if TYPE_CHECKING:
     from modelzip_cli.batch.jobs import Job
@@ -89,6 +91,10 @@ def write_outputs(
 
     given = model or {}
     judged = JUDGED if given.get("data") else ()
+    if given.get("save_statistics") and (recursive or filelist or len(paths or ()) > 1):
+        raise UsageError("--save-statistics is one file, of one checkpoint: compress them one by one")
+    if not judged:
+        _refuse_gates_of_models(fail_under or ())
     gates = [parse_gate(text, (*METRICS, *judged)) for text in fail_under or ()]
     limits = Limits(
         tuple(gate for gate in gates if gate[0] in METRICS),
@@ -128,6 +134,13 @@ def write_outputs(
         recipe=asked.to_json(),
         one_by_one=study is not None,
     )
+
+
+def _refuse_gates_of_models(fail_under: Iterable[str]) -> None:
+    """Raise UsageError for a gate on what the model does, which nothing runs."""
+    for text in fail_under:
+        if text.partition("=")[0] in JUDGED:
+            raise UsageError(f"--fail-under {inert(text)} is about what the model does: --data says on what")
 
 
 def _alone(asked: Recipe, command: str, statistics: Path | None) -> Callable[[Job, Settings], Report]:

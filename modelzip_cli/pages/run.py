@@ -147,7 +147,8 @@ def _report_pairs(report: Report, target: str) -> list[tuple[str, str]]:
         )
     fed = sum(row.feedback for row in report.tensors)
     if fed:
-        pairs.append(("feedback", f"{fed} of {len(treated)} tensors; the others were rounded to the nearest"))
+        others = "; the others were rounded to the nearest" if fed < len(treated) else ""
+        pairs.append(("feedback", f"{fed} of {len(treated)} tensors{others}"))
     if report.stages:
         pairs.append(("measured", f"on {report.extra['data']}"))
         pairs += [("note", note) for note in report.extra["notes"]]
