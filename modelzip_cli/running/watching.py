@@ -7,6 +7,7 @@ exported graphs are the same. Source: PyTorch 2.13, torch/overrides.py (`TorchFu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ aten = torch.ops.aten
 LINEAR = (F.linear, aten.linear.default)
 CONVOLUTIONS = (F.conv1d, aten.conv1d.default, F.conv2d, aten.conv2d.default)
 PADDED = (aten.conv1d.padding, aten.conv2d.padding)  # where padding is a word
+ATTENTION = F.multi_head_attention_forward
+OPENED = FunctionType(  # without the check that gives it to a mode as a whole: the layers in it come one by one
+    ATTENTION.__code__,
+    {**ATTENTION.__globals__, "has_torch_function": lambda tensors: False},
+    ATTENTION.__name__,
+    ATTENTION.__defaults__,
+)
 
 Seen = Callable[[str, Tensor], None]  # told the name of a weight and inputs [positions, columns]
 
@@ -28,7 +36,8 @@ class Watch(TorchFunctionMode):
     """While it is entered, tells `seen` what the weights called `wanted` are multiplied with.
 
     `counted` bool [batch, time], if set: which positions of a text are no padding. A convolution of several groups is
-    left out, as its rows have different inputs; so is one in three dimensions.
+    left out, as its rows have different inputs; so is one in three dimensions. Of a weight with several names one is
+    told.
     """
 
     def __init__(self, module: nn.Module, wanted: Mapping[str, str], seen: Seen) -> None:
@@ -36,7 +45,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._names = {
             (parameter.data_ptr(), parameter.shape): wanted[name]
-            for name, parameter in module.named_parameters()
+            for name, parameter in module.named_parameters(remove_duplicate=False)
             if name in wanted
         }
         self._seen = seen
@@ -46,6 +55,8 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is ATTENTION:
+            return self._attention(args, kwargs)
         if func in LINEAR or func in CONVOLUTIONS or func in PADDED:
             x, weight = (
                 args[place] if place < len(args) else kwargs.get(name) for place, name in enumerate(("input", "weight"))
@@ -57,12 +68,23 @@ class Watch(TorchFunctionMode):
                         self._seen(name, rows)
         return func(*args, **kwargs)
 
+    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = self.counted
+        self.counted = None if before is None else before.T  # in there, time is the first axis
+        try:
+            with self:
+                return OPENED(*args, **kwargs)
+        finally:
+            self.counted = before
+
     def _rows(self, func: Any, x: Tensor, shape: torch.Size, args: Any, kwargs: Any) -> Iterator[Tensor]:
         x = x.detach()
         if func in LINEAR:
-            if self.counted is not None and x.shape[:2] == self.counted.shape and x.ndim == 3:
-                x = x[self.counted]
-            yield x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1])
+            counted = self.counted
+            if counted is not None and x.shape[:-1] in (counted.shape, (counted.numel(),)):
+                rows = rows[counted.reshape(-1)]
+            yield rows
             return
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = dict(zip(names, args, strict=False)) | kwargs
