@@ -60,7 +60,7 @@ CONVOLUTIONS = [
     (nn.Conv2d, {}),
     (nn.Conv2d, {"stride": (1, 2), "padding": (2, 1), "dilation": (1, 2)}),
     (nn.Conv2d, {"padding": "same", "bias": False}),
-    (nn.Conv2d, {"padding": "same", "kernel_size": (2, 4), "dilation": (3, 2)}),
+    (nn.Conv2d, {"padding": "same", "kernel_size": (2, 4), "dilation": 2}),
     (nn.Conv2d, {"padding": "valid", "kernel_size": (1, 3)}),
     (nn.Conv2d, {"padding": 1, "padding_mode": "reflect"}),
 ]
@@ -128,8 +128,8 @@ def test_a_large_picture_comes_in_parts(monkeypatch):
         (nn.Conv2d(4, 4, 3, groups=4), (2, 4, 6, 6)),
         (nn.Conv2d(4, 6, 3, groups=2, padding="same"), (2, 4, 6, 6)),
         (nn.Conv1d(4, 4, 3, groups=2), (2, 4, 6)),
-        (nn.Conv3d(1, 2, 2), (1, 1, 4, 4, 4)),
-        (nn.ConvTranspose2d(2, 2, 3), (1, 2, 4, 4)),
+        (nn.Conv3d(1, 2, 2), (2, 1, 4, 4, 4)),
+        (nn.ConvTranspose2d(2, 2, 3), (2, 2, 4, 4)),
     ],
 )
 def test_layers_whose_rows_have_different_inputs_are_left_out(layer, shape):
