@@ -22,7 +22,8 @@ LINEAR = (F.linear, aten.linear.default)
 CONVOLUTIONS = (F.conv1d, aten.conv1d.default, F.conv2d, aten.conv2d.default)
 PADDED = (aten.conv1d.padding, aten.conv2d.padding)  # where padding is a word
 ATTENTION = F.multi_head_attention_forward
-OPENED = FunctionType(  # without the check that gives it to a mode as a whole: the layers in it come one by one
+# The same without the check that hands it to a mode as a whole, so that the layers in it come one by one.
+OPENED = FunctionType(
     ATTENTION.__code__,
     {**ATTENTION.__globals__, "has_torch_function": lambda tensors: False},
     ATTENTION.__name__,
@@ -36,18 +37,17 @@ class Watch(TorchFunctionMode):
     """While it is entered, tells `seen` what the weights called `wanted` are multiplied with.
 
     `counted` bool [batch, time], if set: which positions of a text are no padding. A convolution of several groups is
-    left out, as its rows have different inputs; so is one in three dimensions. Of a weight with several names one is
-    told.
+    left out, as its rows have different inputs; so is one in three dimensions. Of a weight with several names all
+    are told.
     """
 
     def __init__(self, module: nn.Module, wanted: Mapping[str, str], seen: Seen) -> None:
         """`wanted`: names of the module's parameters -> names to tell."""
         super().__init__()
-        self._names = {
-            (parameter.data_ptr(), parameter.shape): wanted[name]
-            for name, parameter in module.named_parameters(remove_duplicate=False)
-            if name in wanted
-        }
+        self._names: dict[tuple[int, torch.Size], list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name in wanted:
+                self._names.setdefault((parameter.data_ptr(), parameter.shape), []).append(wanted[name])
         self._seen = seen
         self.counted: Tensor | None = None
 
@@ -61,11 +61,12 @@ class Watch(TorchFunctionMode):
             x, weight = (
                 args[place] if place < len(args) else kwargs.get(name) for place, name in enumerate(("input", "weight"))
             )
-            name = self._names.get((weight.data_ptr(), weight.shape)) if isinstance(weight, Tensor) else None
-            if name is not None and isinstance(weight, Tensor) and isinstance(x, Tensor):
+            names = self._names.get((weight.data_ptr(), weight.shape)) if isinstance(weight, Tensor) else None
+            if names is not None and isinstance(weight, Tensor) and isinstance(x, Tensor):
                 with torch.no_grad():
                     for rows in self._rows(func, x, weight.shape, args, kwargs):
-                        self._seen(name, rows)
+                        for name in names:
+                            self._seen(name, rows)
         return func(*args, **kwargs)
 
     def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -66,6 +66,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize(("kind", "options"), CONVOLUTIONS)
 def test_rows_of_convolutions(kind, options):
     layer = kind(2, 4, **{"kernel_size": 3} | options)
@@ -74,6 +75,7 @@ def test_rows_of_convolutions(kind, options):
     assert exact(layer, noise(*shape))  # without a batch
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @given(
     st.integers(1, 4),
     st.integers(1, 3),
@@ -145,9 +147,11 @@ def test_only_what_is_wanted_is_told():
 def test_a_weight_of_two_names_is_found_by_either():
     net = Net(lambda net, x: net.head(net.tok(x)), tok=nn.Embedding(7, 4), head=nn.Linear(4, 7, bias=False))
     net.head.weight = net.tok.weight
-    for name in ("tok.weight", "head.weight"):
-        found, _ = seen_by(net, torch.arange(5)[None], names=[name])
-        assert torch.equal(found[name], net.tok.weight[:5])
+    names = ["tok.weight", "head.weight"]
+    for wanted in (names[:1], names[1:], names):
+        found, _ = seen_by(net, torch.arange(5)[None], names=wanted)
+        assert list(found) == wanted
+        assert all(torch.equal(rows, net.tok.weight[:5]) for rows in found.values())
 
 
 def test_rows_of_attention():
