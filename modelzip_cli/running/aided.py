@@ -117,10 +117,10 @@ def _statistics(
     decisions: Mapping[str, Decision],
     scratch: Path,
 ) -> Iterator[StatisticsFile | None]:
-    """Those in the file that was named, or else taken now; None where the run needs none."""
+    """Those in the file that was named, or else taken now, which a dry run does not keep; None where none are needed."""
     kinds, target = kinds_for(recipe, decisions), study.statistics
     if target is None and kinds:
-        target = study.save or scratch / "statistics.safetensors"
+        target = scratch / "statistics.safetensors" if study.save is None or settings.dry_run else study.save
         treated = [specs[name] for name, one in decisions.items() if one.pruned or (one.scheme and not one.scheme.raw)]
         calibrate(
             bench.dense,
@@ -234,7 +234,7 @@ class _Run:
 
     def learn(self, model: Model, pruned: set[str]) -> None:
         """Distil from the dense model; what was pruned stays 0."""
-        parameters = dict(model.module.named_parameters())
+        parameters = dict(model.module.named_parameters(remove_duplicate=False))  # a file may have either of a tie
         kept = {name: parameters[name].detach() != 0 for name in parameters if self.bench.names.get(name) in pruned}
         bench = self.bench
         self.study.say("learning from the dense model")
