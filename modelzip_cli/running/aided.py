@@ -117,7 +117,7 @@ def _statistics(
     decisions: Mapping[str, Decision],
     scratch: Path,
 ) -> Iterator[StatisticsFile | None]:
-    """Those in the file that was named, or else taken now, which a dry run does not keep; None where none are needed."""
+    """Those in the file that was named, or else taken now, not kept by a dry run; None where none are needed."""
     kinds, target = kinds_for(recipe, decisions), study.statistics
     if target is None and kinds:
         target = scratch / "statistics.safetensors" if study.save is None or settings.dry_run else study.save
