@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelzip_cli.errors import BrokenCheckpoint, inert
 from modelzip_cli.schemes.base import Codes, Params, Scheme
 from modelzip_cli.statistics import HESSIAN
 from modelzip_cli.tensors import Statistics, TensorSpec
@@ -36,6 +37,15 @@ class Feedback:
 
     order: NDArray[np.int64]
     factor: Block
+
+    @staticmethod
+    def known(statistics: Statistics, spec: TensorSpec, *, sort: bool = True) -> Feedback:
+        """That of a weight whose Hessian is there. Raises BrokenCheckpoint for a matrix that is none."""
+        try:
+            return Feedback.of(statistics.read(spec, HESSIAN), sort=sort)
+        except np.linalg.LinAlgError:
+            name = inert(f"{spec.name}:{HESSIAN}", longest=200)
+            raise BrokenCheckpoint(f"{statistics.label}: {name} is no mean of products of inputs") from None
 
     @staticmethod
     def of(hessian: Block, *, sort: bool = True) -> Feedback:
@@ -140,5 +150,5 @@ class Feedbacks:
             if spec.name not in self._last:
                 for name in list(self._last)[:-1]:
                     del self._last[name]
-                self._last[spec.name] = Feedback.of(self._statistics.read(spec, HESSIAN))
+                self._last[spec.name] = Feedback.known(self._statistics, spec)
             return self._last[spec.name]

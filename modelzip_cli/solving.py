@@ -48,7 +48,7 @@ class Solver:
         block = np.concatenate([read_block(self._source, spec, *slab) for slab in spec.row_slabs()])
         if not np.isfinite(block).all():
             raise refuse_nonfinite(self._source, spec)
-        feedback = Feedback.of(self._statistics.read(spec, HESSIAN), sort=False)
+        feedback = Feedback.known(self._statistics, spec, sort=False)
         if share is None:
             assert self._pattern is not None
             if len(spec.shape) != 2:
