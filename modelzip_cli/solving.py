@@ -17,7 +17,6 @@ from modelzip_cli.errors import UsageError, inert
 from modelzip_cli.feedback import PANEL, Feedback
 from modelzip_cli.kernels.widen import narrow
 from modelzip_cli.source import Checkpoint
-from modelzip_cli.statistics import HESSIAN
 from modelzip_cli.tensors import Statistics, TensorSpec
 
 if TYPE_CHECKING:

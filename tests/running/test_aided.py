@@ -132,7 +132,7 @@ def test_quantized_with_data_is_nearer_to_the_dense_model(aided, modelzip, digit
 
 
 def test_the_report_tells_of_every_stage(aided, digits):
-    report = aided("quantize", MLP, "-s", "int2", "--data", digits[0])
+    report = aided("prune", MLP, "--sparsity", "0.7", "--data", digits[0])
     found = report["evaluation"]
     assert stages(report) == ["dense", "as is", "repaired"]
     assert (found["before"], found["after"]) == (found["stages"][0], found["stages"][-1])
@@ -505,9 +505,9 @@ def test_several_files_of_one_network(modelzip, classifier, tmp_path):
     options = ("--arch", NET, "--data", classifier.path("data.npz"), "--output-dir", "out", "--json")
     done = modelzip("quantize", "a.safetensors", "b.safetensors", "-s", "int4", *options)
     assert done.exit_code == 0, done.stderr
-    files = done.json["runs"]
-    assert [file["evaluation"]["after"]["kl"] for file in files][0] == files[1]["evaluation"]["after"]["kl"]
-    assert [file["output"]["bytes"] for file in files][0] == files[1]["output"]["bytes"]
+    one, other = done.json["runs"]
+    assert one["evaluation"]["after"]["kl"] == other["evaluation"]["after"]["kl"]
+    assert len(os.listdir(tmp_path / "out")) == 2
 
 
 def test_a_hugging_face_directory(aided, modelzip, tmp_path, torchvision):
