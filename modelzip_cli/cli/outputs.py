@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelzip_cli.errors import UsageError
+
 if TYPE_CHECKING:
     from modelzip_cli.batch.jobs import Job
     from modelzip_cli.cli.many import Shown
@@ -118,6 +120,8 @@ def write_outputs(
         save_recipe_file(save_recipe, asked, force=force)
     gates_of_model = tuple(gate for gate in gates if gate[0] in judged)
     study = study_of(**given, statistics=statistics, fail_under=gates_of_model, force=force) if given else None
+    if study and study.save is not None and (len(selection.paths) > 1 or recursive):
+        raise UsageError("--save-statistics is for those of one model: name one input")
     run_many(
         selection,
         lambda path: output_name(path, asked),

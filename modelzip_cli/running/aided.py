@@ -18,6 +18,7 @@ from torch import Tensor
 
 from modelzip_cli import load_file
 from modelzip_cli.amounts import AUTO
+from modelzip_cli.containers.streams import STANDARD
 from modelzip_cli.criteria.masks import Given
 from modelzip_cli.depth import open_for
 from modelzip_cli.errors import GateFailed, UsageError, inert
@@ -78,6 +79,8 @@ def compress_with_model(
     and data raises. Nothing is left then.
     """
     settings.check_output(path, output)
+    if output == STANDARD:
+        raise UsageError("with --data, the output is judged before it appears: name a file with -o")
     if recipe.depth is not None:
         raise UsageError("--depth and --drop-layers make another network, which --data cannot run: prune in two steps")
     use_threads(settings.jobs)
