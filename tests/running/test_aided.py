@@ -469,6 +469,11 @@ def test_statistics_that_are_there_are_replaced_only_with_force(modelzip, digits
         (("prune", *PRUNED, "--criterion", "taylor", "--statistics", "s"), "holds no taylor of these weights"),
         (("quantize", "--data", DIGITS, "--statistics", "s", "--save-statistics", "t"), "are there already"),
         (("quantize", "--fail-under", "accuracy=0.5"), "accuracy"),
+        (
+            ("quantize", MLP, "--data", DIGITS, "--save-statistics", "t", "--output-dir", "d"),
+            "is for those of one model",
+        ),
+        (("quantize", "--data", DIGITS, "-o", "-"), "the output is judged before it appears: name a file with -o"),
         (("quantize", "--data", "nothing.npz"), "nothing.npz"),
         (("prune", "--depth", "0.5", "--data", DIGITS), "prune in two steps"),
     ],
@@ -477,7 +482,8 @@ def test_what_does_not_go_together_is_refused(modelzip, statistics, tmp_path, ar
     statistics(tmp_path / "s")
     before = sorted(os.listdir(tmp_path))
     command, *options = arguments
-    done = modelzip(command, MLP, *options, "-o", "out.safetensors")
+    output = () if "-o" in options or "--output-dir" in options else ("-o", "out.safetensors")
+    done = modelzip(command, MLP, *options, *output)
     assert done.exit_code == 2, done.stderr
     assert problem in " ".join(done.stderr.split())
     assert sorted(os.listdir(tmp_path)) == before
