@@ -125,7 +125,7 @@ def _statistics(
     if target is None and kinds:
         target = scratch / "statistics.safetensors" if study.save is None or settings.dry_run else study.save
         treated = [specs[name] for name, one in decisions.items() if one.pruned or (one.scheme and not one.scheme.raw)]
-        calibrate(
+        found_some = calibrate(
             bench.dense,
             treated,
             bench.batches,
@@ -135,6 +135,10 @@ def _statistics(
             data=bench.examples.label,
             say=study.say,
         )
+        if not found_some:
+            if recipe.pruning is not None or study.save is not None:
+                raise UsageError(f"{bench.dense.label}: has no layer that --data tells something of")
+            target = None
     with nullcontext() if target is None else closing(StatisticsFile(target)) as found:
         yield found
 
@@ -161,7 +165,9 @@ class _Run:
         self.study.say("evaluating the dense model")
         self.bench.judge(DENSE, self.bench.dense, latency=True)
         label, recipe, aid = AS_IS, self.recipe, self.aid
-        notes: list[str] = []
+        _, decisions = _decided(self.path, self.recipe)
+        helpless = self.aid.statistics is None and kinds_for(self.recipe, decisions)
+        notes = ["no layer's inputs were seen: weights are rounded one by one"] if helpless else []
         reasons: Mapping[str, str] = {}
         if self.is_auto:
             recipe, note = self.chosen()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
-from modelzip_cli.errors import UsageError, inert
+from modelzip_cli.errors import inert
 from modelzip_cli.running.inputs import Batch, seed_of
 from modelzip_cli.running.model import Model, apart, counted_positions
 from modelzip_cli.running.watching import Watch
@@ -43,11 +43,11 @@ def calibrate(
     replace: bool,
     data: str,
     say: Say = lambda _: None,
-) -> None:
+) -> bool:
     """Write the statistics `kinds` of the weights `specs` of `model` on `batches` to a file at `path`.
 
-    Weights that a kind is not for have none: inputs are known of linear layers and of convolutions of one group. Raises
-    UsageError where there is none at all.
+    Weights that a kind is not for have none: inputs are known of linear layers and of convolutions of one group. Where
+    there is none at all, no file is written; says whether one was.
     """
     names = file_names(model.module, [spec.name for spec in specs])
     by_name = {spec.name: spec for spec in specs}
@@ -63,7 +63,7 @@ def calibrate(
     planned += [(spec, kind) for kind in of_gradients for spec in wanted]
     planned += [(spec, SENSITIVITY) for spec in sensitive]
     if not planned:
-        raise UsageError(f"{model.label}: has no layer that --data tells something of")
+        return False
     arrays = [TensorSpec(f"{spec.name}:{kind}", F32, shape_of(spec, kind)) for spec, kind in planned]
     examples = sum(len(batch.inputs[0]) for batch in batches)
     metadata = metadata_of(examples, data, model.rung)
@@ -85,6 +85,7 @@ def calibrate(
             _write(sink, SENSITIVITY, found)
         sink.finish(metadata, None)
         sink.commit()
+        return True
     finally:
         sink.abort()
 
