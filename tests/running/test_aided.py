@@ -535,3 +535,39 @@ def test_a_hugging_face_directory(aided, modelzip, tmp_path, torchvision):
     assert report["evaluation"]["after"]["kl"] < 1
     assert modelzip("verify", tmp_path / "small").exit_code == 0
     assert json.loads((tmp_path / "small" / "config.json").read_text())["model_type"] == "bert"
+
+
+@pytest.mark.parametrize("tensors", ["both", "head.weight"])
+def test_tied_weights_stay_one(aided, modelzip, lm, tmp_path, tensors):
+    """Both names in a file, or the second alone: what is stored is one tensor, and zeros stay through training."""
+    found = modelzip_cli.load_file(lm[0])
+    tied = found.pop("tok.weight")
+    found["head.weight"] = tied
+    if tensors == "both":
+        found["tok.weight"] = tied.clone()
+    save_file(found, tmp_path / "tied.safetensors")
+    rules = [word for name in found if name[:4] in ("tok.", "head") for word in ("--set", f"{name}=int3")]
+    data = (*LM, "--data", lm[1])
+    aided("quantize", tmp_path / "tied.safetensors", "-s", "int3", *rules, *data)
+    assert modelzip("eval", tmp_path / "out.safetensors", *data, "-j", "1").exit_code == 0
+    pruned = ("prune", tmp_path / "tied.safetensors", "--sparsity", "0.6", "--recover", "3", *data)
+    aided(*pruned, *(word.replace("int3", "0.5") for word in rules))
+    assert sparsity(tmp_path / "out.safetensors")["head.weight"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_model_none_of_whose_layers_is_seen_is_judged_all_the_same(aided, modelzip, tmp_path, torchvision):
+    """GPT-2 multiplies with matrices that lie the other way round."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    small = {"vocab_size": 20, "n_positions": 12, "n_embd": 64, "n_layer": 1, "n_head": 2}
+    config = transformers.GPT2Config(**small, bos_token_id=1, eos_token_id=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    np.savez(tmp_path / "tokens.npz", x=np.random.default_rng(0).integers(1, 20, (40, 8)))
+    asked = (tmp_path / "gpt2", "--data", tmp_path / "tokens.npz")
+    report = aided("quantize", *asked, "-s", "int3", to="small")
+    assert report["notes"] == ["no layer's inputs were seen: weights are rounded one by one"]
+    assert statuses(report, "feedback") == []
+    assert report["evaluation"]["after"]["kl"] > 0
+    done = modelzip("prune", *asked, *PRUNED, "--criterion", "wanda", "-o", "pruned")
+    assert done.exit_code == 2
+    assert "has no layer that --data tells something of" in done.stderr
