@@ -301,7 +301,9 @@ class _Task:
         )
         prices = None if tensor.tables is None else self.plan.prices[tensor.tables]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # what is not finite is found by `encode`
-            return tensor.feedback.of(tensor.spec).codes(scheme, block, _params(tensor, block, first, last), prices)
+            return tensor.feedback.of(tensor.decided_as).codes(
+                scheme, block, _params(tensor, block, first, last), prices
+            )
 
 
 def _in_order(executor: Executor, tasks: Iterable[Callable[[], list[Encoded]]], *, window: int) -> Iterator[Encoded]:
@@ -373,7 +375,7 @@ def encode(slab: Slab, source: Checkpoint, plan: Plan, *, summed: bool = True, c
 def _read(source: Checkpoint, tensor: TensorPlan, start: int, stop: int) -> tuple[Bits, Bits]:
     """The units [start, stop) as they are, and as they are to be stored."""
     if tensor.pruned is not None:
-        return pruned_bits(source, tensor.spec, tensor.pruned.mask, start, stop)
+        return pruned_bits(source, tensor.decided_as, tensor.pruned.mask, start, stop)
     bits = source.read(tensor.spec.name, start, stop)
     return bits, bits
 

@@ -54,6 +54,12 @@ class TensorPlan:
     rows: Params = field(default_factory=dict)  # what `fit_rows` would find in all rows, where that is known
     pruned: Pruned | None = None
     feedback: Feedbacks | None = None  # where errors of a column are passed on to those after it
+    owner: TensorSpec | None = None  # of a tie that is written out: what becomes of the weights is decided by its name
+
+    @property
+    def decided_as(self) -> TensorSpec:
+        """The tensor whose name decides: its own, or the owner of a tie, which has the same weights."""
+        return self.owner or self.spec
 
     @property
     def bytes_after(self) -> int:
@@ -121,9 +127,11 @@ def plan_compression(
     allocator = allocator or sampled(source, recipe, executor, masks, statistics)
     allocation = allocator.at(step or 1.0) if allocator.sampled else None
     undecided = [
-        (spec, decisions[_ties(source).get(name, name)], tie) for name, spec, tie in _stored(source, recipe, container)
+        (spec, decisions[owner.name], tie, owner)
+        for name, spec, tie in _stored(source, recipe, container)
+        for owner in (source.specs[_ties(source).get(name, name)],)
     ]
-    jit.expect(sum(spec.size for spec, decision, tie in undecided if decision.scheme and not tie))
+    jit.expect(sum(spec.size for spec, decision, tie, _ in undecided if decision.scheme and not tie))
     seen = Masked(source, masks) if masks else source
     tensors = list(executor.map(lambda item: _fitted(seen, recipe, allocation, masks, *item), undecided))
     tensors = _with_feedback(tensors, masks, statistics)
@@ -144,7 +152,7 @@ def _with_feedback(tensors: list[TensorPlan], masks: Masks, statistics: Statisti
     feedbacks = Feedbacks(statistics)
     return [
         replace(tensor, feedback=feedbacks)
-        if tensor.scheme and not tensor.tie and feeds_back(tensor.spec, tensor.scheme, masks, statistics)
+        if tensor.scheme and not tensor.tie and feeds_back(tensor.decided_as, tensor.scheme, masks, statistics)
         else tensor
         for tensor in tensors
     ]
@@ -307,10 +315,12 @@ def _fitted(
     spec: TensorSpec,
     decision: Decision,
     tie: str | None,
+    owner: TensorSpec,
 ) -> TensorPlan:
     """Turn a decision into a plan for a tensor, which may have to be kept after a look at its values."""
-    pruned = masks.get(tie or spec.name)
-    return replace(_stored_as(source, recipe, allocation, spec, decision, tie, pruned), pruned=pruned)
+    pruned = masks.get(owner.name)
+    found = _stored_as(source, recipe, allocation, spec, decision, tie, pruned, owner)
+    return replace(found, pruned=pruned, owner=None if owner == spec or tie else owner)
 
 
 def _stored_as(
@@ -321,13 +331,14 @@ def _stored_as(
     decision: Decision,
     tie: str | None,
     pruned: Pruned | None,
+    owner: TensorSpec,
 ) -> TensorPlan:
     scheme, reason = decision.scheme, decision.reason
     params: Params = {}
     if decision.pruned and pruned is None:
         reason = "holds NaN or infinity"  # such tensors have no mask
     if isinstance(scheme, Ecq):
-        return _allocated(recipe, allocation, spec, reason, tie)
+        return _allocated(recipe, allocation, spec, reason, tie, owner.name)
     if scheme is not None and scheme.raw:
         return TensorPlan(spec, scheme, reason, (), {}, tie, LOSSLESS)
     if scheme is not None and not tie:
@@ -347,10 +358,9 @@ def _stored_as(
 
 
 def _allocated(
-    recipe: Recipe, allocation: Allocation | None, spec: TensorSpec, reason: str, tie: str | None
+    recipe: Recipe, allocation: Allocation | None, spec: TensorSpec, reason: str, tie: str | None, owner: str
 ) -> TensorPlan:
     """What the allocation gives a tensor of `ecq`; one that would not get smaller by it is kept."""
-    owner = tie or spec.name
     kept = Lossless() if recipe.layout == "native" else None
     if allocation is None or owner not in allocation.scheme:
         return TensorPlan(spec, kept, "holds NaN or infinity", (), {}, tie, LOSSLESS if kept else None)

@@ -23,7 +23,6 @@ from modelzip_cli.report import Gate, Report
 from modelzip_cli.reporting import report_on
 from modelzip_cli.search import Search
 from modelzip_cli.source import Checkpoint, check_new, open_source, overlaid
-from modelzip_cli.statistics import HESSIAN, SENSITIVITY
 from modelzip_cli.tensors import Statistics
 
 if TYPE_CHECKING:
@@ -103,17 +102,6 @@ class Aid:
             found["changed"] = [*self.replaced, *(self.masks or ())]
         return found or None
 
-    def check(self, source: Checkpoint, recipe: Recipe) -> None:
-        """Raise UsageError for statistics that say nothing of what is quantized, such as those of another model."""
-        if self.statistics is None or recipe.pruning is not None:
-            return
-        decisions = recipe.decide(source.specs, source.outer.ties if source.outer else {})
-        specs = [source.specs[name] for name, one in decisions.items() if one.scheme and one.scheme.feeds_back]
-        by_outputs = recipe.goal is not None and recipe.goal.kind != "min_sqnr"
-        kinds = (HESSIAN, SENSITIVITY) if by_outputs else (HESSIAN,)
-        if not any(self.statistics.has(spec, kind) for spec in specs for kind in kinds):
-            self.statistics.require(specs, [HESSIAN])
-
 
 def compress_file(
     path: Path, output: Path, recipe: Recipe, settings: Settings, *, command: str, aid: Aid | None = None
@@ -131,7 +119,6 @@ def compress_file(
         settings.check_output(path, output)
         check_new(source, requantize=settings.requantize)
         recipe.check_patterns(list(source.specs), source.file.label)
-        aid.check(source, recipe)
         target = Target(output, container)
         with _threads(settings.jobs) as executor:
             of_files = file_container(source, container, recipe.layout)

@@ -172,7 +172,7 @@ def test_what_cannot_go_with_data_is_refused(modelzip: Any, classifier: Any, tmp
 def test_statistics_of_another_model_are_refused(modelzip: Any, classifier: Any, tmp_path: Path) -> None:
     data, written = classifier.path("data.npz"), tmp_path / "net.statistics"
     options = ["--sparsity", "0.5", "--criterion", "fisher", "--data", data, "--save-statistics", written]
-    assert modelzip("prune", classifier.path("net.pt2"), *options, "-n").exit_code == 0
+    assert modelzip("prune", classifier.path("net.pt2"), *options, "--output-dir", tmp_path / "out").exit_code == 0
     other = tied_pth(tmp_path / "other.pth")
     for path in other, classifier.path("net.safetensors"):
         run = modelzip("quantize", path, "--statistics", written, "--output-dir", tmp_path / "out", "--json")

@@ -80,7 +80,7 @@ def compress_with_model(
     """
     settings.check_output(path, output)
     if output == STANDARD:
-        raise UsageError("with --data the output is opened and judged before it is there: name a file with -o")
+        raise UsageError("with --data, the output is judged before it appears: name a file with -o")
     if recipe.depth is not None:
         raise UsageError("--depth and --drop-layers make another network, which --data cannot run: prune in two steps")
     use_threads(settings.jobs)
@@ -120,12 +120,12 @@ def _statistics(
     decisions: Mapping[str, Decision],
     scratch: Path,
 ) -> Iterator[StatisticsFile | None]:
-    """Those in the file that was named, or else taken now; None where the run needs none."""
+    """Those in the file that was named, or else taken now, not kept by a dry run; None where none are needed."""
     kinds, target = kinds_for(recipe, decisions), study.statistics
     if target is None and kinds:
-        target = study.save or scratch / "statistics.safetensors"
+        target = scratch / "statistics.safetensors" if study.save is None or settings.dry_run else study.save
         treated = [specs[name] for name, one in decisions.items() if one.pruned or (one.scheme and not one.scheme.raw)]
-        calibrate(
+        found_some = calibrate(
             bench.dense,
             treated,
             bench.batches,
@@ -135,6 +135,10 @@ def _statistics(
             data=bench.examples.label,
             say=study.say,
         )
+        if not found_some:
+            if recipe.pruning is not None or study.save is not None:
+                raise UsageError(f"{bench.dense.label}: has no layer that --data tells something of")
+            target = None
     with nullcontext() if target is None else closing(StatisticsFile(target)) as found:
         yield found
 
@@ -162,7 +166,9 @@ class _Run:
         self.study.say("evaluating the dense model")
         self.bench.judge(DENSE, self.bench.dense, latency=True)
         label, recipe, aid = AS_IS, self.recipe, self.aid
-        notes: list[str] = []
+        _, decisions = _decided(self.path, self.recipe)
+        helpless = self.aid.statistics is None and kinds_for(self.recipe, decisions)
+        notes = ["no layer's inputs were seen: weights are rounded one by one"] if helpless else []
         reasons: Mapping[str, str] = {}
         if self.is_auto:
             recipe, note = self.chosen()
@@ -244,7 +250,7 @@ class _Run:
 
     def learn(self, model: Model, pruned: set[str]) -> None:
         """Distil from the dense model; what was pruned stays 0."""
-        parameters = dict(model.module.named_parameters())
+        parameters = dict(model.module.named_parameters(remove_duplicate=False))  # a file may have either of a tie
         kept = {name: parameters[name].detach() != 0 for name in parameters if self.bench.names.get(name) in pruned}
         bench = self.bench
         self.study.say("learning from the dense model")

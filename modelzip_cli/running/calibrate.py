@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from modelzip_cli.containers.safetensors_file import SafetensorsSink, header_text
-from modelzip_cli.errors import UsageError, inert
+from modelzip_cli.errors import inert
 from modelzip_cli.running.inputs import Batch, seed_of
-from modelzip_cli.running.model import Model, apart
+from modelzip_cli.running.model import Model, apart, counted_positions
 from modelzip_cli.running.watching import Watch
 from modelzip_cli.running.weights import file_names
 from modelzip_cli.statistics import FISHER, HESSIAN, SECOND_MOMENT, SENSITIVITY, TAYLOR, metadata_of, shape_of
@@ -43,26 +43,27 @@ def calibrate(
     replace: bool,
     data: str,
     say: Say = lambda _: None,
-) -> None:
+) -> bool:
     """Write the statistics `kinds` of the weights `specs` of `model` on `batches` to a file at `path`.
 
-    Weights that a kind is not for have none: inputs are known of linear layers and of convolutions of one group. Raises
-    UsageError where there is none at all.
+    Weights that a kind is not for have none: inputs are known of linear layers and of convolutions of one group. Where
+    there is none at all, no file is written; says whether one was.
     """
     names = file_names(model.module, [spec.name for spec in specs])
     by_name = {spec.name: spec for spec in specs}
-    parameters = {names[name]: one for name, one in model.module.named_parameters() if name in names}
+    everything = model.module.named_parameters(remove_duplicate=False)  # a file may have either name of a tie
+    parameters = {names[name]: one for name, one in everything if name in names}
     wanted = [by_name[name] for name in by_name if name in parameters]
     of_inputs = [kind for kind in (SECOND_MOMENT, HESSIAN) if kind in kinds]
     of_gradients = [kind for kind in (FISHER, TAYLOR) if kind in kinds]
-    layers = _layers(model, names, batches[0]) if of_inputs else set()
+    layers = _layers(model, names, batches[0]) if of_inputs or SENSITIVITY in kinds else set()
     inside = [spec for spec in wanted if spec.name in layers]
-    sensitive = [spec for spec in wanted if spec.name in layers] if SENSITIVITY in kinds else []
+    sensitive = inside if SENSITIVITY in kinds else []
     planned = [(spec, kind) for kind in of_inputs for spec in inside]
     planned += [(spec, kind) for kind in of_gradients for spec in wanted]
     planned += [(spec, SENSITIVITY) for spec in sensitive]
     if not planned:
-        raise UsageError(f"{model.label}: has no layer that --data tells something of")
+        return False
     arrays = [TensorSpec(f"{spec.name}:{kind}", F32, shape_of(spec, kind)) for spec, kind in planned]
     examples = sum(len(batch.inputs[0]) for batch in batches)
     metadata = metadata_of(examples, data, model.rung)
@@ -84,6 +85,7 @@ def calibrate(
             _write(sink, SENSITIVITY, found)
         sink.finish(metadata, None)
         sink.commit()
+        return True
     finally:
         sink.abort()
 
@@ -182,7 +184,9 @@ def drawn_loss(model: Model, inputs: tuple[Tensor, ...], generator: torch.Genera
 
     Labels of data that the model was trained on would give it hardly a gradient.
     """
-    scores = model.run(inputs).flatten(0, -2)
+    scores = model.run(inputs)
+    counted = counted_positions(Batch(inputs, None), scores)
+    scores = scores.flatten(0, -2) if counted is None else scores[counted]
     if model.features:  # no labels could be drawn: the gradient of the outputs in a random direction
         return (scores * torch.randn(scores.shape, generator=generator)).sum(-1).mean()
     drawn = torch.multinomial((scores.detach() / TEMPERATURE).softmax(-1), 1, generator=generator)

@@ -28,7 +28,7 @@ class SparseTrainer(Trainer):
     def step(self, step: int) -> float:
         """A step, after which what was pruned is 0 again."""
         loss = super().step(step)
-        parameters = dict(self.student.module.named_parameters())
+        parameters = dict(self.student.module.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, kept in self.kept.items():
                 parameters[name].mul_(kept)

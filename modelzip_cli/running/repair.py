@@ -55,7 +55,7 @@ def _correct(model: Model, dense: Model, batches: Sequence[Batch]) -> bool:
     layers = {name: bias for name, bias in layers.items() if bias in ours}
     for name, mean in _mean_inputs(dense, layers, batches).items():
         with torch.no_grad():
-            lost = (theirs[name] - ours[name]).flatten(1)
+            lost = (theirs[name].float() - ours[name].float()).flatten(1)
             ours[layers[name]].add_(lost @ mean)
     return bool(layers)
 

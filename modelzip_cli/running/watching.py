@@ -7,6 +7,7 @@ exported graphs are the same. Source: PyTorch 2.13, torch/overrides.py (`TorchFu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ aten = torch.ops.aten
 LINEAR = (F.linear, aten.linear.default)
 CONVOLUTIONS = (F.conv1d, aten.conv1d.default, F.conv2d, aten.conv2d.default)
 PADDED = (aten.conv1d.padding, aten.conv2d.padding)  # where padding is a word
+ATTENTION = F.multi_head_attention_forward
+# The same without the check that hands it to a mode as a whole, so that the layers in it come one by one.
+OPENED = FunctionType(
+    ATTENTION.__code__,
+    {**ATTENTION.__globals__, "has_torch_function": lambda tensors: False},
+    ATTENTION.__name__,
+    ATTENTION.__defaults__,
+)
 
 Seen = Callable[[str, Tensor], None]  # told the name of a weight and inputs [positions, columns]
 
@@ -28,17 +37,17 @@ class Watch(TorchFunctionMode):
     """While it is entered, tells `seen` what the weights called `wanted` are multiplied with.
 
     `counted` bool [batch, time], if set: which positions of a text are no padding. A convolution of several groups is
-    left out, as its rows have different inputs; so is one in three dimensions.
+    left out, as its rows have different inputs; so is one in three dimensions. Of a weight with several names all
+    are told.
     """
 
     def __init__(self, module: nn.Module, wanted: Mapping[str, str], seen: Seen) -> None:
         """`wanted`: names of the module's parameters -> names to tell."""
         super().__init__()
-        self._names = {
-            (parameter.data_ptr(), parameter.shape): wanted[name]
-            for name, parameter in module.named_parameters()
-            if name in wanted
-        }
+        self._names: dict[tuple[int, torch.Size], list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if name in wanted:
+                self._names.setdefault((parameter.data_ptr(), parameter.shape), []).append(wanted[name])
         self._seen = seen
         self.counted: Tensor | None = None
 
@@ -46,23 +55,37 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is ATTENTION:
+            return self._attention(args, kwargs)
         if func in LINEAR or func in CONVOLUTIONS or func in PADDED:
             x, weight = (
                 args[place] if place < len(args) else kwargs.get(name) for place, name in enumerate(("input", "weight"))
             )
-            name = self._names.get((weight.data_ptr(), weight.shape)) if isinstance(weight, Tensor) else None
-            if name is not None and isinstance(weight, Tensor) and isinstance(x, Tensor):
+            names = self._names.get((weight.data_ptr(), weight.shape)) if isinstance(weight, Tensor) else None
+            if names is not None and isinstance(weight, Tensor) and isinstance(x, Tensor):
                 with torch.no_grad():
                     for rows in self._rows(func, x, weight.shape, args, kwargs):
-                        self._seen(name, rows)
+                        for name in names:
+                            self._seen(name, rows)
         return func(*args, **kwargs)
+
+    def _attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = self.counted
+        self.counted = None if before is None else before.T  # in there, time is the first axis
+        try:
+            with self:
+                return OPENED(*args, **kwargs)
+        finally:
+            self.counted = before
 
     def _rows(self, func: Any, x: Tensor, shape: torch.Size, args: Any, kwargs: Any) -> Iterator[Tensor]:
         x = x.detach()
         if func in LINEAR:
-            if self.counted is not None and x.shape[:2] == self.counted.shape and x.ndim == 3:
-                x = x[self.counted]
-            yield x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1])
+            counted = self.counted
+            if counted is not None and x.shape[:-1] in (counted.shape, (counted.numel(),)):
+                rows = rows[counted.reshape(-1)]
+            yield rows
             return
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = dict(zip(names, args, strict=False)) | kwargs

@@ -289,6 +289,17 @@ def test_a_tied_embedding_is_left_alone_and_a_tied_layer_is_pruned_once(modelzip
     assert all(same(expected[name], after[name]) for name in names)
 
 
+def test_both_names_of_a_tie_are_written_as_the_first_was_decided(modelzip, tmp_path):
+    """A plain safetensors file has no ties. The random criterion goes by names: it is the first name that counts."""
+    source = tied_pth(tmp_path / "tied.pth")
+    amounts = ["--set", "embed.weight=0.5", "--set", "lm_head.weight=0.5"]
+    options = ["--criterion", "random", "--sparsity", "0.5", "--layout", "dense", "-o", "plain.safetensors"]
+    modelzip("prune", source, *options, *amounts)
+    found = load_file(tmp_path / "plain.safetensors")
+    assert same(found["embed.weight"], found["lm_head.weight"])
+    assert int((found["embed.weight"] == 0).sum()) == found["embed.weight"].numel() // 2
+
+
 @pytest.mark.parametrize("options", [["--sparsity", "0.7"], ["--sparsity", "0.7", "-s", "int4"], ["--pattern", "2:4"]])
 def test_a_dry_run_is_close_and_writes_nothing(options, modelzip, sample, tmp_path):
     source = sample("digits_cnn.pth")
