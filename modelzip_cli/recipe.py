@@ -126,6 +126,8 @@ class Recipe:
         if self.pruning and self.goal and self.goal.kind == "min_sqnr":
             raise UsageError("--min-sqnr counts what is pruned as error: give a step, as in ecq-s0.15, or another goal")
         searched = [scheme for scheme in schemes if isinstance(scheme, Ecq)]
+        if any(scheme.columns for scheme in searched):
+            raise UsageError("ecq has steps of columns where --statistics tell them: leave -columns away")
         if self.coder == "bitpack" and any(scheme and scheme.levels is None for scheme in schemes):
             raise UsageError("ecq and lossless need entropy coding: leave --coder away")
         if self.layout == "dense" and any(scheme and scheme.raw for scheme in schemes):

@@ -138,10 +138,11 @@ def compress(
         goal=goal or asked.goal,
     )
     if asks_front:
-        if output or output_dir or save_recipe or recursive or fail_under or max_size:
+        about_outputs = output or output_dir or save_recipe or recursive or fail_under or max_size
+        if about_outputs or data or statistics or save_statistics or arch or test_data:
             raise UsageError(
                 "without a goal nothing is written: give --ratio, --target-size, --bpw, --min-sqnr or --lossless, or "
-                "leave the options about outputs and batches away"
+                "leave the options about outputs, batches and models away"
             )
         from modelzip_cli.cli.front import show_fronts
         from modelzip_cli.cli.values import parse_form, parse_jobs, parse_report_files
