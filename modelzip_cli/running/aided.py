@@ -233,11 +233,11 @@ class _Run:
         if recipe.pruning is None and (bits is None or bits >= REPAIRED_BELOW):
             return AS_IS, self.aid, {}
         before = self.state(model)
+        self.bench.judge(AS_IS, model)
         done = repair(model, self.bench.dense, self.bench.batches)
         if not done and not trained:
+            self.bench.stages.pop()  # the output is judged under that name
             return AS_IS, self.aid, {}
-        as_is = replace(model, module=self.bench.loaded(before).module)
-        self.bench.judge(AS_IS, as_is)
         if not trained:
             changed = _changed(before, self.state(model))
             replaced = {name: self.bits(name, tensor) for name, tensor in changed.items()}
