@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from modelzip_cli.criteria import criterion
+from modelzip_cli.criteria import AUTO, criterion
 from modelzip_cli.criteria.base import Criterion
 from modelzip_cli.criteria.patterns import Pattern, parse_pattern
 from modelzip_cli.errors import UsageError, inert
 
 SCOPES = ("global", "layer")
 AMOUNTS = ("sparsity", "threshold", "pattern")
-AUTO = "auto"  # in the place of a criterion: the model says which
 MIN_KEEP = 0.02
 MOST_SEED = 2**63
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelzip_cli.amounts import AUTO, Pruning
+from modelzip_cli.amounts import Pruning
 from modelzip_cli.blocks import refuse_nonfinite
+from modelzip_cli.criteria import AUTO
 from modelzip_cli.criteria.base import Criterion, Place
 from modelzip_cli.criteria.masks import Below, LargestOf, Mask
 from modelzip_cli.criteria.patterns import Pattern, inputs_of

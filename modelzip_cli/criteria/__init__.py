@@ -19,12 +19,14 @@ CRITERIA = {
     "wanda": "activation:Wanda",
     "sparsegpt": "activation:SparseGpt",
 }
+AUTO = "auto"  # in the place of a criterion: the model says which
 
 
 def criterion(name: str, seed: int = 0, statistics: Statistics | None = None) -> Criterion:
     """The criterion called `name`. `seed`: of those that draw numbers. Raises UsageError for an unknown one."""
     if name not in CRITERIA:
-        raise UsageError(f"no criterion {inert(name)!r}{did_you_mean(name, CRITERIA)}; there are {', '.join(CRITERIA)}")
+        known = (*CRITERIA, AUTO)
+        raise UsageError(f"no criterion {inert(name)!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
     module, kind = CRITERIA[name].split(":")
     found: Criterion = getattr(import_module(f"{__name__}.{module}"), kind)(seed, statistics)
     return found

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from modelzip_cli import load_file
-from modelzip_cli.amounts import AUTO
 from modelzip_cli.containers.streams import STANDARD
+from modelzip_cli.criteria import AUTO
 from modelzip_cli.criteria.masks import Given
 from modelzip_cli.depth import open_for
 from modelzip_cli.errors import GateFailed, UsageError, inert
