@@ -42,7 +42,7 @@ def test_data_set_the_statistics_and_say_what_the_cut_cost(modelzip, sample, tmp
         (("--channels", "1.5"), "between 0 and 1"),
         (("--channels", "0.5", "--sparsity", "0.5"), "--sparsity"),
         (("--channels", "0.5", "-o", "narrow.pth"), ".pt2"),
-        (("--sparsity", "0.5", "--data", str(DIGITS)), "--channels"),
+        (("--sparsity", "0.5", "--mean", "0.5"), "--data"),
     ],
 )
 def test_options_that_make_no_sense_together_are_refused(modelzip, sample, arguments, words):
