@@ -108,7 +108,10 @@ MinKeep = Annotated[
     float | None,
     typer.Option("--min-keep", metavar="SHARE", help="What a global threshold leaves every tensor.  [default: 0.02]"),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Of --criterion random.  [default: 0]")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of --criterion random, and of what is drawn of --data.  [default: 0]"),
+]
 DepthShare = Annotated[
     str | None,
     typer.Option("--depth", metavar="SHARE", help="Keep this share of the layers; or PREFIX:SHARE, if several repeat."),
