@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ PAGE = HERE.parent / "docs" / "quality.md"
 PICTURE = HERE.parent / "docs" / "importance.svg"
 SCRIPT = "benchmarks/importance.py"
 AS_IS, REPAIRED, RECOVERED = "as is", "repaired", "recovered"
-SPARSITIES = (0.5, 0.7, 0.9)  # of the table
-DRAWN = (0.5, 0.7, 0.8, 0.9, 0.95)  # of the picture
+SPARSITIES = ("0.5", "0.7", "0.9")  # of the table
+MOST = SPARSITIES[-1]  # where several seeds are taken, and where `auto` chooses
 STEPS = 60  # of recovery
 SEEDS = (0, 1, 2)
 CRITERIA: tuple[tuple[str, ...], ...] = (  # --criterion, and more options
@@ -45,6 +44,7 @@ CRITERIA: tuple[tuple[str, ...], ...] = (  # --criterion, and more options
 )
 PICTURED = (("magnitude",), ("fisher",))
 LEARNT = (*PICTURED, ("auto",))  # which are recovered
+SEEDED = (("magnitude",), ("random",), ("auto",))
 SCHEMES = ("int8", "int6", "int5", "int4", "int3", "int2", "ternary", "nf4", "codebook3")
 
 
@@ -52,7 +52,7 @@ SCHEMES = ("int8", "int6", "int5", "int4", "int3", "int2", "ternary", "nf4", "co
 class Sample:
     """A model, its data, and the metric that `eval` has of it: accuracy in %, or nats a character.
 
-    `bits`: what `ecq` is asked for. `patterns`: N:M, pruned in addition to shares.
+    `drawn`: shares of the picture. `bits`: what `ecq` is asked for. `patterns`: N:M, pruned in addition to shares.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Sample:
     test: Path
     metric: str
     digits: int
+    drawn: tuple[str, ...]
     bits: tuple[str, ...]
     patterns: tuple[str, ...] = ()
 
@@ -83,6 +84,7 @@ IMAGE = Sample(
     SAMPLES / "digits_test.npz",
     "accuracy %",
     1,
+    ("0.5", "0.7", "0.8", "0.9", "0.95"),
     ("3", "2.25"),
 )
 TEXT = Sample(
@@ -93,6 +95,7 @@ TEXT = Sample(
     SAMPLES / "docs_test.npz",
     "nats",
     3,
+    SPARSITIES,
     ("3", "2"),
     ("2:4",),
 )
@@ -128,6 +131,7 @@ class Measured:
 
     sample: Sample
     folder: Path
+    done: dict[tuple[tuple[str, ...], str], Stages] = field(default_factory=dict)
 
     def stages(self, command: str, *options: str) -> tuple[dict[str, float], dict[str, Any]]:
         """The metric by stage of a compressed model, and the whole report."""
@@ -138,18 +142,21 @@ class Measured:
         )
         return {one["stage"]: sample.value(one) for one in found["evaluation"]["stages"]}, found
 
-    @cache
     def pruned(self, criterion: tuple[str, ...], amount: str) -> Stages:
-        """One way of pruning to a share or a pattern; with several seeds where something is drawn at 90 %."""
-        options = ["--pattern" if ":" in amount else "--sparsity", amount, "--criterion", *criterion]
-        learns = criterion in LEARNT and ":" not in amount
-        options += ["--recover", str(STEPS)] if learns else []
-        several = criterion == ("random",) or (learns and amount == "0.9")
-        runs = [self.stages("prune", *options, "--seed", str(seed))[0] for seed in (SEEDS if several else SEEDS[:1])]
-        found = {stage: tuple(run[stage] for run in runs if stage in run) for stage in (AS_IS, REPAIRED, RECOVERED)}
-        made = Stages({stage: values for stage, values in found.items() if values})
-        print(self.sample.name, *criterion, amount, made.values, flush=True)
-        return made
+        """One way of pruning to a share or a pattern; with several seeds where much depends on them."""
+        key = criterion, amount
+        if key not in self.done:
+            options = ("--pattern" if ":" in amount else "--sparsity", amount, "--criterion", *criterion)
+            learns = criterion in LEARNT and ":" not in amount
+            options += ("--recover", str(STEPS)) if learns else ()
+            several = amount == MOST and criterion in SEEDED
+            runs = [
+                self.stages("prune", *options, "--seed", str(seed))[0] for seed in SEEDS[: len(SEEDS) if several else 1]
+            ]
+            found = {stage: tuple(run[stage] for run in runs if stage in run) for stage in (AS_IS, REPAIRED, RECOVERED)}
+            self.done[key] = Stages({stage: values for stage, values in found.items() if values})
+            print(self.sample.name, *criterion, amount, self.done[key].values, flush=True)
+        return self.done[key]
 
     def nearest(self, schemes: Sequence[tuple[str, ...]]) -> list[float]:
         """The metric of every scheme without data."""
@@ -162,18 +169,25 @@ class Measured:
         return [sample.value(run["evaluation"]["after"]) for run in found["runs"]]
 
 
+def possible(criterion: tuple[str, ...], amount: str) -> bool:
+    """Whether the table has it: `auto` takes one of the others, and a pattern is the same in every layer."""
+    if criterion == ("auto",):
+        return amount == MOST
+    return ":" not in amount or "--scope" not in criterion
+
+
 def pruning_table(runs: Measured) -> list[str]:
     """A row a criterion: as is / repaired by share, and recovered."""
     sample = runs.sample
-    amounts = [*map(str, SPARSITIES), *sample.patterns]
-    heads = [f"{float(amount):.0%}".replace("%", " %") if ":" not in amount else amount for amount in amounts]
+    amounts = (*SPARSITIES, *sample.patterns)
+    heads = [amount if ":" in amount else f"{100 * float(amount):g} %" for amount in amounts]
     lines = [("criterion", *heads, f"90 %, {STEPS} steps of recovery"), ("---", *["---:"] * (len(amounts) + 1))]
     for criterion in CRITERIA:
         cells = [" ".join(criterion).replace("--scope layer", "in each layer")]
         for amount in amounts:
-            values = runs.pruned(criterion, amount).values
+            values = runs.pruned(criterion, amount).values if possible(criterion, amount) else {}
             cells.append(" / ".join(sample.shown(values[stage]) for stage in (AS_IS, REPAIRED) if stage in values))
-        last = runs.pruned(criterion, "0.9").values
+        last = runs.pruned(criterion, MOST).values
         cells.append(f"**{sample.shown(last[RECOVERED])}**" if RECOVERED in last else "")
         lines.append((*cells,))
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -221,7 +235,7 @@ def quantized_table(rows: Sequence[Quantized], sample: Sample) -> list[str]:
 def goals(runs: Measured, rows: Sequence[Quantized]) -> list[tuple[str, str, bool]]:
     """What is to be reached on a sample: the goal, what was measured, and whether it is."""
     by_name = {row.name: row.last for row in rows}
-    magnitude = runs.pruned(("magnitude",), "0.9")
+    magnitude = runs.pruned(("magnitude",), MOST)
     if runs.sample.metric == "accuracy %":
         lost = 93.5 - max(by_name["int2"], by_name["ternary"])
         return [
@@ -229,7 +243,7 @@ def goals(runs: Measured, rows: Sequence[Quantized]) -> list[tuple[str, str, boo
             (f"and after {STEPS} steps: 91 %", f"{magnitude.recovered:.1f}", magnitude.recovered >= 91),
             ("int2 or ternary within 5 points of 93.5", f"{lost:.1f}", lost <= 5),
         ]
-    better = magnitude.repaired - runs.pruned(("fisher",), "0.9").repaired
+    better = magnitude.repaired - runs.pruned(("fisher",), MOST).repaired
     lost = by_name["int3"] - 1.434
     return [
         ("90 %: fisher 0.3 nats better than magnitude", f"{better:.3f}", better >= 0.3),
@@ -243,11 +257,13 @@ def curves(runs: Measured) -> importance_picture.Panel:
     found = {}
     for criterion in PICTURED:
         for stage in (AS_IS, REPAIRED, RECOVERED):
-            values = [runs.pruned(criterion, f"{share:g}").values.get(stage) for share in DRAWN]
+            values = [runs.pruned(criterion, share).values.get(stage) for share in sample.drawn]
             if all(values):
                 found[criterion[0], stage] = [statistics.mean(value) for value in values if value]
     dense = sample.value(report("eval", sample.model, *sample.network, "--data", sample.test)["evaluation"]["after"])
-    return importance_picture.Panel(f"{sample.model.name}: {sample.metric}", dense, DRAWN, found)
+    return importance_picture.Panel(
+        f"{sample.model.name}: {sample.metric}", dense, [float(share) for share in sample.drawn], found
+    )
 
 
 def main() -> int:

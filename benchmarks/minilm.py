@@ -41,6 +41,10 @@ from torch import Tensor, nn
 
 OURS: dict[str, tuple[str, ...]] = {  # name: the command, to which the goal, --only and the output are added
     "ecq": ("compress", "{work}/model"),  # {work}: the folder of `--work`
+    "ecq, calibrated": (
+        *("compress", "{work}/model", "--data", "{work}/calibration.npz"),
+        *("--test-data", "{work}/test.npz"),
+    ),
 }
 BITS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)  # of each command
 ONLY = ("encoder.layer.*.self.*.weight", "encoder.layer.*.dense.weight")
