@@ -55,7 +55,7 @@ def calibrate(
     wanted = [by_name[name] for name in by_name if name in parameters]
     of_inputs = [kind for kind in (SECOND_MOMENT, HESSIAN) if kind in kinds]
     of_gradients = [kind for kind in (FISHER, TAYLOR) if kind in kinds]
-    layers = _layers(model, names, batches[0]) if of_inputs else set()
+    layers = _layers(model, names, batches[0]) if of_inputs or SENSITIVITY in kinds else set()
     inside = [spec for spec in wanted if spec.name in layers]
     sensitive = [spec for spec in wanted if spec.name in layers] if SENSITIVITY in kinds else []
     planned = [(spec, kind) for kind in of_inputs for spec in inside]
