@@ -107,15 +107,9 @@ class Stages:
 
     values: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
-    @property
-    def repaired(self) -> float:
-        """Mean over the seeds; as it is where there was nothing to repair."""
-        return statistics.mean(self.values.get(REPAIRED, self.values[AS_IS]))
-
-    @property
-    def recovered(self) -> float:
-        """Mean over the seeds."""
-        return statistics.mean(self.values[RECOVERED])
+    def at(self, stage: str) -> float:
+        """The mean over the seeds at a stage; as it is, where the repair was undone."""
+        return statistics.mean(self.values[AS_IS if stage == REPAIRED and stage not in self.values else stage])
 
 
 def report(*arguments: str | Path) -> dict[str, Any]:
@@ -239,11 +233,11 @@ def goals(runs: Measured, rows: Sequence[Quantized]) -> list[tuple[str, str, boo
     if runs.sample.metric == "accuracy %":
         lost = 93.5 - max(by_name["int2"], by_name["ternary"])
         return [
-            ("90 % pruned by magnitude, repaired: 83 %", f"{magnitude.repaired:.1f}", magnitude.repaired >= 83),
-            (f"and after {STEPS} steps: 91 %", f"{magnitude.recovered:.1f}", magnitude.recovered >= 91),
+            ("90 % pruned by magnitude, repaired: 83 %", f"{magnitude.at(REPAIRED):.1f}", magnitude.at(REPAIRED) >= 83),
+            (f"and after {STEPS} steps: 91 %", f"{magnitude.at(RECOVERED):.1f}", magnitude.at(RECOVERED) >= 91),
             ("int2 or ternary within 5 points of 93.5", f"{lost:.1f}", lost <= 5),
         ]
-    better = magnitude.repaired - runs.pruned(("fisher",), MOST).repaired
+    better = magnitude.at(REPAIRED) - runs.pruned(("fisher",), MOST).at(REPAIRED)
     lost = by_name["int3"] - 1.434
     return [
         ("90 %: fisher 0.3 nats better than magnitude", f"{better:.3f}", better >= 0.3),
@@ -254,12 +248,11 @@ def goals(runs: Measured, rows: Sequence[Quantized]) -> list[tuple[str, str, boo
 def curves(runs: Measured) -> importance_picture.Panel:
     """The part of the picture that shows a sample."""
     sample = runs.sample
-    found = {}
-    for criterion in PICTURED:
-        for stage in (AS_IS, REPAIRED, RECOVERED):
-            values = [runs.pruned(criterion, share).values.get(stage) for share in sample.drawn]
-            if all(values):
-                found[criterion[0], stage] = [statistics.mean(value) for value in values if value]
+    found = {
+        (criterion[0], stage): [runs.pruned(criterion, share).at(stage) for share in sample.drawn]
+        for criterion in PICTURED
+        for stage in (AS_IS, REPAIRED, RECOVERED)
+    }
     dense = sample.value(report("eval", sample.model, *sample.network, "--data", sample.test)["evaluation"]["after"])
     return importance_picture.Panel(
         f"{sample.model.name}: {sample.metric}", dense, [float(share) for share in sample.drawn], found

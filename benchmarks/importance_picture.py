@@ -89,11 +89,11 @@ def tick_step(span: float) -> float:
 
 def legend(criteria: Sequence[str]) -> Iterator[str]:
     """What the lines mean, in a row below the panels."""
-    x, y = 16 + LEFT, HEIGHT - 22
+    x, y = 16.0, HEIGHT - 22
     for colour, criterion in enumerate(criteria):
         for number, stage in enumerate(STAGES):
             name = f"{criterion}, {stage}"
-            yield f'<path class="line c{colour} s{number}" d="M{x} {y - 4}h28"/>'
-            yield f'<text x="{x + 34}" y="{y}">{escape(name)}</text>'
-            x += 50 + 6 * len(name)
-    yield f'<text x="{16 + LEFT}" y="{y - 24}">share of zeros across; thin dotted: the dense model</text>'
+            yield f'<path class="line c{colour} s{number}" d="M{x:.1f} {y - 4}h28"/>'
+            yield f'<text x="{x + 34:.1f}" y="{y}">{escape(name)}</text>'
+            x += 46 + 6.4 * len(name)
+    yield f'<text x="16" y="{y - 24}">share of zeros across; thin dotted: the dense model</text>'
