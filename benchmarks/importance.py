@@ -31,7 +31,6 @@ AS_IS, REPAIRED, RECOVERED = "as is", "repaired", "recovered"
 SPARSITIES = ("0.5", "0.7", "0.9")  # of the table
 MOST = SPARSITIES[-1]  # where several seeds are taken, and where `auto` chooses
 STEPS = 60  # of recovery
-SEEDS = (0, 1, 2)
 CRITERIA: tuple[tuple[str, ...], ...] = (  # --criterion, and more options
     ("magnitude",),
     ("magnitude", "--scope", "layer"),
@@ -44,7 +43,7 @@ CRITERIA: tuple[tuple[str, ...], ...] = (  # --criterion, and more options
 )
 PICTURED = (("magnitude",), ("fisher",))
 LEARNT = (*PICTURED, ("auto",))  # which are recovered
-SEEDED = (("magnitude",), ("random",), ("auto",))
+SEEDED = (("magnitude",), ("random",), ("auto",))  # which are drawn several times at the largest share
 SCHEMES = ("int8", "int6", "int5", "int4", "int3", "int2", "ternary", "nf4", "codebook3")
 
 
@@ -52,7 +51,8 @@ SCHEMES = ("int8", "int6", "int5", "int4", "int3", "int2", "ternary", "nf4", "co
 class Sample:
     """A model, its data, and the metric that `eval` has of it: accuracy in %, or nats a character.
 
-    `drawn`: shares of the picture. `bits`: what `ecq` is asked for. `patterns`: N:M, pruned in addition to shares.
+    `seeds`: where one run is not enough. `drawn`: shares of the picture. `bits`: what `ecq` is asked for. `patterns`:
+    N:M, pruned in addition to shares.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Sample:
     test: Path
     metric: str
     digits: int
+    seeds: tuple[int, ...]
     drawn: tuple[str, ...]
     bits: tuple[str, ...]
     patterns: tuple[str, ...] = ()
@@ -84,6 +85,7 @@ IMAGE = Sample(
     SAMPLES / "digits_test.npz",
     "accuracy %",
     1,
+    (0, 1, 2),
     ("0.5", "0.7", "0.8", "0.9", "0.95"),
     ("3", "2.25"),
 )
@@ -95,6 +97,7 @@ TEXT = Sample(
     SAMPLES / "docs_test.npz",
     "nats",
     3,
+    (0,),
     SPARSITIES,
     ("3", "2"),
     ("2:4",),
@@ -143,10 +146,8 @@ class Measured:
             options = ("--pattern" if ":" in amount else "--sparsity", amount, "--criterion", *criterion)
             learns = criterion in LEARNT and ":" not in amount
             options += ("--recover", str(STEPS)) if learns else ()
-            several = amount == MOST and criterion in SEEDED
-            runs = [
-                self.stages("prune", *options, "--seed", str(seed))[0] for seed in SEEDS[: len(SEEDS) if several else 1]
-            ]
+            seeds = self.sample.seeds if amount == MOST and criterion in SEEDED else self.sample.seeds[:1]
+            runs = [self.stages("prune", *options, "--seed", str(seed))[0] for seed in seeds]
             found = {stage: tuple(run[stage] for run in runs if stage in run) for stage in (AS_IS, REPAIRED, RECOVERED)}
             self.done[key] = Stages({stage: values for stage, values in found.items() if values})
             print(self.sample.name, *criterion, amount, self.done[key].values, flush=True)
