@@ -152,7 +152,7 @@ def _of_inputs(
         rows = rows.float()
         if kind == HESSIAN:
             product = rows.T @ rows
-            for total, more in zip(sums[name].split(ROWS), product.split(ROWS), strict=True):
+            for total, more in zip(torch.split(sums[name], ROWS), torch.split(product, ROWS), strict=True):
                 total += more  # in parts, since torch makes a float64 copy of what is added
         else:
             sums[name] += rows.square().sum(0, keepdim=True, dtype=torch.float64)
