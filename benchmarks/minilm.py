@@ -39,10 +39,28 @@ import torchvision_operators
 from common import HERE
 from torch import Tensor, nn
 
-OURS: dict[str, tuple[str, ...]] = {  # name: the command, to which the goal, --only and the output are added
-    "ecq": ("compress", "{work}/model"),  # {work}: the folder of `--work`
+
+@dataclass(frozen=True)
+class Ours:
+    """A command of ours, to which the goal, --only and the output are added, and the bits that it is asked for.
+
+    `{work}` is the folder of `--work`.
+    """
+
+    command: tuple[str, ...]
+    bits: tuple[float, ...]
+
+
+OURS = {
+    "ecq": Ours(("compress", "{work}/model"), (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)),
+    "ecq, calibrated": Ours(
+        (
+            *("compress", "{work}/model", "--data", "{work}/calibration.npz"),
+            *("--test-data", "{work}/test.npz"),
+        ),
+        (2.5, 3.0, 3.5, 4.0),  # which take minutes each
+    ),
 }
-BITS = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)  # of each command
 ONLY = ("encoder.layer.*.self.*.weight", "encoder.layer.*.dense.weight")
 LINEAR = re.compile(r"encoder\.layer\.\d+\..*(self\.\w+|dense)\.weight")
 CALIBRATION, TEST = 300, 500  # sentences
@@ -262,12 +280,12 @@ def judge(model: MiniLM, path: Path) -> Point:
     return Point(inspected_bits(path), model.error(load(path)))
 
 
-def ours(model: MiniLM, command: Sequence[str], work: Path, output: Path) -> list[Point]:
+def measured(model: MiniLM, ours: Ours, work: Path, output: Path) -> list[Point]:
     """One command at every number of bits, all that is stored for a weight counted, tables too."""
-    asked = [part.format(work=work) for part in command]
+    asked = [part.format(work=work) for part in ours.command]
     only = [option for pattern in ONLY for option in ("--only", pattern)]
     found = []
-    for bits in BITS:
+    for bits in ours.bits:
         report = modelzip(*asked, "--bpw", bits, *only, "-o", output, "--force", "--no-progress", "-j", 1)
         if report["totals"]["treated_parameters"] != sum(module.weight.numel() for _, module in model.linear()):
             raise SystemExit(f"{' '.join(asked)}: did not compress the linear layers, and them alone")
@@ -326,10 +344,10 @@ def main() -> None:
         if options.peers_only:
             return
         curves = {
-            name: ours(model, command, work, folder / f"ours-{i}") for i, (name, command) in enumerate(OURS.items())
+            name: measured(model, ours, work, folder / f"ours-{i}") for i, (name, ours) in enumerate(OURS.items())
         }
         for name, curve in curves.items():
-            print_points(name, {f"--bpw {asked}": point for asked, point in zip(BITS, curve, strict=True)})
+            print_points(name, {f"--bpw {asked}": point for asked, point in zip(OURS[name].bits, curve, strict=True)})
         rows = [
             [name, f"{peer.bits:.3f}", *(against(peer, curve) for curve in curves.values())]
             for name, peer in found.items()

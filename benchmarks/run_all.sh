@@ -38,5 +38,7 @@ measure "$python" "$here/pruning.py" --tmp "$tmp"
 measure "$python" "$here/running.py"
 measure "$python" "$here/evaluation.py" --tmp "$tmp"
 measure "$python" "$here/distillation.py" --tmp "$tmp"
+measure "$python" "$here/importance.py" --tmp "$tmp"
+measure "$python" "$here/calibration_memory.py" --tmp "$tmp"
 measure "$python" "$here/literal_formula.py"
 exit $status

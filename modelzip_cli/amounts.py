@@ -54,8 +54,7 @@ class Pruning:
             raise UsageError(f"--scope {inert(self.scope)}: there are {' and '.join(SCOPES)}")
         if self.scope is not None and self.sparsity is None:
             raise UsageError(f"--scope says how --sparsity is shared; a {given[0]} is the same in every tensor")
-        if not 0 <= self.seed < MOST_SEED:
-            raise UsageError(f"--seed {self.seed}: write a number from 0 to 2^63 - 1")
+        check_seed(self.seed)
         if self.seed and self.criterion != "random":
             raise UsageError(f"--seed is for --criterion random; {self.criterion} draws no numbers")
         if self.min_keep is not None and not 0 <= self.min_keep < 1:
@@ -106,6 +105,12 @@ class Pruning:
 
 
 PRUNING_KEYS = tuple(each.name for each in fields(Pruning))
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError unless it is a number that generators of random numbers take."""
+    if not 0 <= seed < MOST_SEED:
+        raise UsageError(f"--seed {seed}: write a number from 0 to 2^63 - 1")
 
 
 def check_sparsity(sparsity: float, option: str) -> None:

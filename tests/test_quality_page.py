@@ -206,3 +206,41 @@ def test_no_label_of_a_picture_covers_another(checkpoint):
     assert boxes
     for (one, a0, a1, b0, b1), (other, c0, c1, d0, d1) in combinations(boxes, 2):
         assert a1 <= c0 or c1 <= a0 or b1 <= d0 or d1 <= b0, f"{one} and {other}"
+
+
+def figures(name: str) -> dict[str, list[list[float]]]:
+    """The rows of a table of what matters: by their first cell, the numbers of every other cell."""
+    rows = [cells(line) for line in generated(name).splitlines()[2:]]
+    return {
+        first: [[float(one) for one in re.findall(r"(?<!± )\d+\.\d+", cell)] for cell in rest] for first, *rest in rows
+    }
+
+
+def test_fisher_beats_magnitude_on_the_language_model_and_nothing_is_worse_than_random():
+    image, text = figures("pruned image"), figures("pruned text")
+    ninety = 2
+    assert text["magnitude"][ninety][-1] - text["fisher"][ninety][-1] >= 0.3
+    assert all(text["random"][ninety][-1] > found[ninety][-1] for name, found in text.items() if name != "random")
+    assert all(image["random"][ninety][-1] < found[ninety][-1] for name, found in image.items() if name != "random")
+    assert image["magnitude"][ninety][-1] >= 83
+    assert image["magnitude"][-1][0] >= 91
+
+
+@pytest.mark.parametrize(("name", "better"), [("few bits image", 1), ("few bits text", -1)])
+def test_error_feedback_makes_up_for_some_of_what_few_bits_lose(name, better):
+    rows = figures(name)
+    for scheme in ("`int3`", "`int2`", "`codebook3`"):
+        nearest, fed = rows[scheme][1][0], rows[scheme][2][0]
+        assert better * (fed - nearest) > 0, scheme
+
+
+def test_the_picture_of_what_matters_has_every_criterion_and_stage():
+    assert "](importance.svg)" in PAGE
+    picture = ElementTree.parse(ROOT / "docs" / "importance.svg")
+    shown = {label.text for label in picture.iter(f"{SVG}text")}
+    stages = {
+        f"{criterion}, {stage}" for criterion in ("magnitude", "fisher") for stage in ("as is", "repaired", "recovered")
+    }
+    assert stages <= shown
+    lines = [path for path in picture.iter(f"{SVG}path") if path.get("class", "").startswith("line")]
+    assert len(lines) == 3 * len(stages)  # in both panels, and in the legend

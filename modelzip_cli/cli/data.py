@@ -105,8 +105,10 @@ def study_of(
         return None
     if save_statistics is not None and save_statistics.exists() and not force:
         raise OutputExists(f"{inert(str(save_statistics))} exists; -f replaces it")
+    from modelzip_cli.amounts import check_seed
     from modelzip_cli.running.aided import Study
 
+    check_seed(seed or 0)
     read = data_options(
         label_key=options.get("label_key"),
         text_key=options.get("text_key"),

@@ -110,7 +110,8 @@ MinKeep = Annotated[
     typer.Option("--min-keep", metavar="SHARE", help="What a global threshold leaves every tensor.  [default: 0.02]"),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", metavar="N", help="Of --criterion random, and of --data.  [default: 0]")
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of --criterion random, and of what is drawn of --data.  [default: 0]"),
 ]
 DepthShare = Annotated[
     str | None,

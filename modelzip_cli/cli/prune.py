@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from modelzip_cli.cli.options import (
     AllowNonfinite,
     Arch,
@@ -192,18 +190,18 @@ def prune(
         )
         return
     before = read_recipe_file(recipe) if recipe else None
-    given: dict[str, Any] = {
+    earlier = before.pruning.to_json() if before and before.pruning else {}
+    at_random = (criterion or earlier.get("criterion")) == "random"
+    given = {
         "sparsity": sparsity,
         "threshold": threshold,
         "pattern": pattern,
         "criterion": criterion,
+        "seed": seed if at_random or data is None else None,  # else it is the seed of the run on data alone
         "scope": scope,
         "min_keep": min_keep,
     }
     amounts = {"sparsity", "threshold", "pattern"}
-    earlier = before.pruning.to_json() if before and before.pruning else {}
-    draws = (criterion or earlier.get("criterion")) == "random"
-    given["seed"] = seed if draws or data is None else None  # else it is of the data alone
     if any(given[name] is not None for name in amounts):
         earlier = {name: value for name, value in earlier.items() if name not in amounts}
     values = earlier | {name: value for name, value in given.items() if value is not None}

@@ -26,6 +26,7 @@ from modelzip_cli.tensors import F32, TensorSpec
 
 BUDGET = 64 << 20  # bytes of statistics that are gathered in one pass over the data
 SMALL_BATCH, TEMPERATURE = 8, 4.0  # gradients of large batches cancel; a model sure of itself has hardly any
+ROWS = 32  # of a Hessian that are added at a time
 NOISE = 0.08  # of the root mean square of a weight: what outputs are watched under
 SENSITIVE_BATCHES = 2
 
@@ -151,14 +152,19 @@ def _of_inputs(
 
     def add(name: str, rows: Tensor) -> None:
         rows = rows.float()
-        sums[name] += rows.T @ rows if kind == HESSIAN else rows.square().sum(0, keepdim=True, dtype=torch.float64)
+        if kind == HESSIAN:
+            product = rows.T @ rows
+            for total, more in zip(torch.split(sums[name], ROWS), torch.split(product, ROWS), strict=True):
+                total += more  # in parts, since torch makes a float64 copy of what is added
+        else:
+            sums[name] += rows.square().sum(0, keepdim=True, dtype=torch.float64)
         counts[name] += len(rows)
 
     wanted = {ours: theirs for ours, theirs in names.items() if theirs in sums}
     with watched(model, wanted, add) as run:
         for batch in batches:
             run(batch)
-    return {name: (total / max(1, counts[name])).float() for name, total in sums.items()}
+    return {name: sums.pop(name).div_(max(1, counts[name])).float() for name in list(sums)}  # a Hessian may be large
 
 
 def _of_gradients(

@@ -326,6 +326,13 @@ def test_bytes_depend_neither_on_threads_nor_on_numba(options, modelzip, sample,
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "random"])
+def test_a_seed_is_also_that_of_what_is_drawn_of_data(modelzip, sample, criterion):
+    options = ("--sparsity", "0.5", "--criterion", criterion, "--seed", "1", "--data", sample("digits_mlp_test.npz"))
+    report = modelzip("prune", sample("digits_mlp.pth"), *options, "--dry-run", "--json").json
+    assert report["recipe"].get("seed") == (1 if criterion == "random" else None)
+
+
 def test_a_pattern_is_that_of_hardware_in_what_restore_writes(modelzip, sample, tmp_path):
     source = sample("digits_cnn.pth")
     report = modelzip(

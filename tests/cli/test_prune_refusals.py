@@ -43,6 +43,7 @@ WRONG = [  # the arguments, what is said, the exit code
     (["--pattern", "2:4", "--scope", "layer"], "--scope says how --sparsity is shared", 2),
     ([*S50, "--seed", "1"], "--seed is for --criterion random", 2),
     ([*S50, "--criterion", "random", "--seed=-1"], "write a number from 0", 2),
+    ([*S50, "--data", "data.npz", "--seed=-1"], "write a number from 0", 2),
     ([*S50, "--min-keep", "1"], "--min-keep 1: write a share", 2),
     ([*S50, "--min-keep", "nan"], "--min-keep nan: write a share", 2),
     ([*S50, "--min-keep", "0.1", "--scope", "layer"], "--min-keep is a floor under --scope global", 2),
