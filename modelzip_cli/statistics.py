@@ -55,7 +55,6 @@ class StatisticsFile:
         """Raises what opening a safetensors file raises, UnsupportedCheckpoint for one without any statistic."""
         self._file = SafetensorsFile(SourceFile(path))
         self.label, self.sha256 = self._file.file.label, self._file.sha256
-        self.examples = self._file.metadata.get("examples", "")
         held = {name.rpartition(":")[2] for name in self._file.specs}
         self.kinds = tuple(kind for kind in KINDS if kind in held)
         if not self.kinds:

@@ -67,15 +67,15 @@ def calibrate(
         return False
     arrays = [TensorSpec(f"{spec.name}:{kind}", F32, shape_of(spec, kind)) for spec, kind in planned]
     examples = sum(len(batch.inputs[0]) for batch in batches)
-    metadata = metadata_of(examples, data, model.rung)
+    metadata = metadata_of(examples, Path(data).name, model.rung)
     sink = SafetensorsSink(path, replace=replace, header_bytes=len(header_text(arrays, metadata).encode()))
     try:
         for kind in of_inputs:
-            for group in _groups(inside, kind, 2):
+            for group in _groups(inside, kind):
                 say(f"{kind.replace('_', ' ')} of {inert(group[0].name)}")
                 _write(sink, kind, _of_inputs(model, names, group, batches, kind))
         for kind in of_gradients:
-            for group in _groups(wanted, kind, 2):
+            for group in _groups(wanted, kind):
                 say(f"{kind} of {inert(group[0].name)}")
                 found = _of_gradients(model, {each.name: parameters[each.name] for each in group}, batches, kind)
                 _write(sink, kind, {each.name: found[each.name].reshape(shape_of(each, kind)) for each in group})
@@ -91,13 +91,13 @@ def calibrate(
         sink.abort()
 
 
-def _groups(specs: Sequence[TensorSpec], kind: str, copies: int) -> Iterator[list[TensorSpec]]:
+def _groups(specs: Sequence[TensorSpec], kind: str) -> Iterator[list[TensorSpec]]:
     """Weights whose statistics fit in the budget together; a larger one alone."""
     group: list[TensorSpec] = []
     used = 0
     for spec in specs:
         rows, columns = shape_of(spec, kind)
-        size = 4 * copies * rows * columns
+        size = 8 * rows * columns  # sums are float64, or float32 beside gradients of the same size
         if group and used + size > BUDGET:
             yield group
             group, used = [], 0

@@ -158,7 +158,7 @@ def test_weights_in_groups_give_the_same_file(tmp_path, monkeypatch):
 def test_groups_fit_in_the_budget(monkeypatch):
     specs = [TensorSpec(str(columns), F32, (2, columns)) for columns in (3, 4, 9, 1, 1)]
     monkeypatch.setattr(module, "BUDGET", 8 * 25)
-    groups = [[spec.name for spec in group] for group in module._groups(specs, HESSIAN, 2)]
+    groups = [[spec.name for spec in group] for group in module._groups(specs, HESSIAN)]
     assert groups == [["3", "4"], ["9"], ["1", "1"]]
 
 
