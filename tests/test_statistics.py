@@ -118,8 +118,8 @@ def test_what_is_required_and_missing_is_named_with_what_to_do(written):
         (
             [LINEAR, other],
             "taylor",
-            f"{label}: holds no taylor of these weights; --save-statistics writes it with "
-            "--data, in prune --criterion taylor",
+            f"{label}: holds no taylor of these weights; prune --criterion taylor writes it with --data and "
+            "--save-statistics",
         ),
         ([LINEAR, other], "fisher", f"{label}: holds no fisher of b: leave it as it is with --set 'b=keep'"),
         (

@@ -87,6 +87,8 @@ def compress_with_model(
     specs, decisions = _decided(path, recipe)
     study.say("opening the model")
     bench = open_bench(path, study.network, study.data, study.test, study.options, study.seed, specs)
+    if study.recover and bench.dense.features:
+        raise UsageError(f"{bench.dense.label}: gives features, and --recover learns scores: prune it without")
     with (
         tempfile.TemporaryDirectory(prefix="modelzip-") as scratch,
         _statistics(bench, study, settings, recipe, specs, decisions, Path(scratch)) as statistics,
