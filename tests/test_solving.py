@@ -209,5 +209,5 @@ def test_a_hessian_that_cannot_be_one_is_refused_by_name(tmp_path):
 
 def test_without_any_hessian_there_is_nothing_to_solve_with(tmp_path):
     statistics = statistics_file(tmp_path / "s.safetensors", {"w:fisher": np.ones((8, 24), np.float32)})
-    with pytest.raises(UsageError, match=r"s\.safetensors: holds no hessian of these weights; --save-statistics"):
+    with pytest.raises(UsageError, match=r"s\.safetensors: holds no hessian of these weights; quantize, or prune"):
         masks({"w": weights(8, 24)}, HALF, statistics)
