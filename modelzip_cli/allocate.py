@@ -31,6 +31,7 @@ ROUNDS = 4  # of finding tensors that are better apart
 CLOSE = 0.0008  # how near to a goal a prediction has to come
 LEAST_SQNR = 10 ** (3 / 10)  # signal over noise of any tensor: below 3 dB zeros would do nearly as well
 
+FED = 10 ** (-2 / 10)
 LEAST_SENSITIVITY = 1e-6  # of the largest
 FARTHEST = math.log(8.0)  # of a step from the common one
 OVER = 3  # steps that a point may lie above its weight
@@ -67,8 +68,12 @@ class Allocation:
 
     @property
     def worst(self) -> float:
-        """The largest noise over signal of a tensor."""
-        return max(self.loss.values(), default=0.0)
+        """The largest noise over signal of a tensor; of one with feedback as if it had lost 2 dB less."""
+        return max((each * (FED if self.is_fed(name) else 1.0) for name, each in self.loss.items()), default=0.0)
+
+    def is_fed(self, name: str) -> bool:
+        """Whether a tensor is rounded with feedback."""
+        return name in self.sampled and self.sampled[name].fed
 
     @property
     def total_loss(self) -> float:

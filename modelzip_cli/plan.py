@@ -184,6 +184,7 @@ def sampled(
             if not each.finite:
                 raise refuse_nonfinite(source, each.spec)
     found = [each for each in found if each.finite]
+    found = [replace(each, fed=feeds_back(each.spec, each.scheme, masks, statistics)) for each in found]
     if statistics is not None and by_sensitivity(recipe):
         found = weighted(found, statistics, lambda name: recipe.is_named(name, source.specs))
     return Allocator(found, executor)

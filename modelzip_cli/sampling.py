@@ -61,6 +61,7 @@ class Sampled:
     tiles: tuple[Tile, ...]
     largest: float = 0.0
     factor: float = 1.0  # of the common step: how coarse this tensor may be beside the others
+    fed: bool = False  # it is rounded with feedback, which spends the SQNR of weights on the outputs
     column_step: NDArray[np.uint8] | None = None  # with them, all that is held here is relative to the columns' factors
 
     @property

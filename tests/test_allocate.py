@@ -287,3 +287,10 @@ def test_a_step_of_its_own_stays_within_reach():
     assert coarse.own_step(0.05) == pytest.approx(0.4)
     assert coarse.own_step(0.5) == COARSE
     assert coarse.own_step(2.0) == 2.0
+
+
+def test_feedback_may_spend_more_of_the_sqnr_of_weights():
+    plain = allocator({"w": (Ecq(), weights(300, 40).numpy())})
+    fed = Allocator([replace(each, fed=True) for each in plain.sampled], plain.executor)
+    assert plain.coarsest().total_loss <= 10**-0.3 < fed.coarsest().total_loss <= 10**-0.1
+    assert fed.coarsest().step > plain.coarsest().step
