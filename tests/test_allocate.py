@@ -26,6 +26,7 @@ from modelzip_cli.coders.rans import Rans, pack_vector
 from modelzip_cli.sampling import COARSE, Sampled, sample_all
 from modelzip_cli.schemes.ecq import Ecq
 from modelzip_cli.tensors import F16, F32, TensorSpec
+from tests.checkpoints import weights
 from tests.entropy import allocator
 
 RANDOM = np.random.default_rng(0)
