@@ -206,8 +206,8 @@ def ecq_bits(report: Report) -> float | None:
     Thomas, Elements of Information Theory, theorem 13.3.2).
     """
     kept, stored = report.totals["sqnr_db"], report.totals["bits_per_weight"]
-    if any(row.feedback for row in report.tensors):
-        return None  # dB of weights say little of what was rounded for the outputs
+    if report.stages or any(row.feedback for row in report.tensors):
+        return None  # dB of weights say little where outputs were looked at
     if report.source.path == STREAM or not kept or not stored or not COARSEST < kept < FINEST:
         return None
     lossy = [row.scheme or "" for row in report.tensors if row.sqnr_db is not None]
