@@ -181,6 +181,7 @@ def _of_gradients(
                 for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                     if gradient is not None:
                         with torch.no_grad():
+                            gradient = gradient.float()
                             total[name] += gradient.square() if kind == FISHER else (parameter * gradient).abs()
     return total
 

@@ -12,7 +12,7 @@ from modelzip_cli.running.arrays import open_arrays
 from modelzip_cli.running.content import read_file
 from modelzip_cli.running.images import open_folder
 from modelzip_cli.running.import_path import is_import_path
-from modelzip_cli.running.inputs import Examples, Wanted
+from modelzip_cli.running.inputs import Converted, Examples, Wanted
 from modelzip_cli.running.pixels import prepare
 from modelzip_cli.running.tables import READERS, open_table
 from modelzip_cli.running.text import open_text
@@ -51,6 +51,11 @@ def open_data(path: str, wanted: Wanted, options: DataOptions) -> Examples:
     options that do not fit; BadData for damaged data, or data that does not fit the model; UnsafeInput for pickles;
     MissingExtra for a kind whose library is not installed.
     """
+    found = _opened(path, wanted, options)
+    return found if wanted.dtype is None else Converted(found, wanted.dtype)
+
+
+def _opened(path: str, wanted: Wanted, options: DataOptions) -> Examples:
     images = prepare(options.mean, options.std, options.image_size, wanted)
     place, suffix, encode = Path(path), Path(path).suffix.lower(), options.tokenizer or wanted.tokenizer
     if place.is_dir():

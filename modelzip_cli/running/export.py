@@ -181,6 +181,7 @@ def _wanted(module: GraphModule) -> Wanted:
         batch=batch,
         inputs=len(inputs),
         context=_longest(module, first) if is_tokens and first.dim() > 1 else None,
+        dtype=first.dtype if first.is_floating_point() and first.dtype != torch.float32 else None,
     )
 
 

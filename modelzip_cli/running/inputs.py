@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, dtype
 
 IGNORED = -100  # the label of a position that does not count: torch's `ignore_index`
 
@@ -39,7 +39,8 @@ class Wanted:
     stands for an axis of any length, and for a model that says nothing. `batch`: the only batch size that it takes,
     where it was exported so. `inputs`: how many tensors; a second one is an attention mask. `images`: the preprocessing
     that its own configuration names. `tokenizer`: text -> tokens; `context`: the most tokens; `classes`: their names.
-    `positions`: whether it answers at each position, as language models do; None: not known.
+    `positions`: whether it answers at each position, as language models do; None: not known. `dtype`: of floating
+    inputs, where that is not float32.
     """
 
     kind: str = "floats"
@@ -51,6 +52,7 @@ class Wanted:
     context: int | None = None
     classes: tuple[str, ...] | None = None
     positions: bool | None = None
+    dtype: dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,31 @@ class Examples(ABC):
     def place(self, row: int) -> str:
         """How messages call an example: its file, its line, or its number."""
         return f"{self.label}: example {row} (counted from 0)"
+
+
+class Converted(Examples):
+    """A data set whose floating inputs have another dtype: that of a model in half precision."""
+
+    def __init__(self, examples: Examples, kind: dtype) -> None:
+        self._examples, self._kind = examples, kind
+        self.label, self.labelled, self.a_label_a_position = (
+            examples.label,
+            examples.labelled,
+            examples.a_label_a_position,
+        )
+        self.labels, self.classes, self.warnings = examples.labels, examples.classes, examples.warnings
+        self.fingerprint = examples.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batch(self, rows: Rows) -> Batch:
+        found = self._examples.batch(rows)
+        inputs = tuple(x.to(self._kind) if x.is_floating_point() else x for x in found.inputs)
+        return Batch(inputs, found.labels)
+
+    def place(self, row: int) -> str:
+        return self._examples.place(row)
 
 
 def fingerprint(*parts: object) -> str:

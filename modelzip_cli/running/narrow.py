@@ -107,4 +107,4 @@ def example_input(wanted: Wanted, label: str) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     if wanted.kind == "tokens":
         return (torch.randint(0, 2, shape, generator=generator),)
-    return (torch.randn(shape, generator=generator),)
+    return (torch.randn(shape, generator=generator, dtype=torch.float32).to(wanted.dtype or torch.float32),)
