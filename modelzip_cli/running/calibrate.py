@@ -77,7 +77,7 @@ def calibrate(
         for kind in of_gradients:
             for group in _groups(wanted, kind):
                 say(f"{kind} of {inert(group[0].name)}")
-                found = _of_gradients(model, {each.name: parameters[each.name] for each in group}, batches, kind)
+                found = gradient_sums(model, {each.name: parameters[each.name] for each in group}, batches, kind)
                 _write(sink, kind, {each.name: found[each.name].reshape(shape_of(each, kind)) for each in group})
         if sensitive:
             say("sensitivity of the outputs")
@@ -167,7 +167,7 @@ def _of_inputs(
     return {name: sums.pop(name).div_(max(1, counts[name])).float() for name in list(sums)}  # a Hessian may be large
 
 
-def _of_gradients(
+def gradient_sums(
     model: Model, parameters: Mapping[str, nn.Parameter], batches: Sequence[Batch], kind: str
 ) -> dict[str, Tensor]:
     """Sums over small batches of g^2, or of |w g|; g: gradient of the loss on labels that are drawn from the model."""

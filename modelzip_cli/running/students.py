@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule
 
 from modelzip_cli.errors import FileNotThere, ModelDoesNotRun, UnsupportedCheckpoint, UsageError, did_you_mean, inert
 from modelzip_cli.output import SUFFIXES
 from modelzip_cli.running.architecture import build
 from modelzip_cli.running.batchnorm import reestimate
+from modelzip_cli.running.calibrate import gradient_sums
 from modelzip_cli.running.channel_trace import OUTPUT
 from modelzip_cli.running.channels import find_channels
 from modelzip_cli.running.cutting import CannotCut, Cut, cut_checked
@@ -30,13 +31,13 @@ from modelzip_cli.running.layers import check_layers, choose_layers, find_stack,
 from modelzip_cli.running.losses import LOSSES, soft_loss
 from modelzip_cli.running.model import Model, wanted_by
 from modelzip_cli.running.widths import choose, width_for
+from modelzip_cli.statistics import TAYLOR
 
 DEFAULT = "width=0.5"
 KINDS = ("strong", "weak")
 SCORES = ("l2", "taylor")
 CUTS = "width=SHARE, depth=SHARE, layers=0,2,4"
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 8
-TAYLOR_BATCH, TAYLOR_TEMPERATURE = 8, 4.0  # gradients of large batches cancel; a teacher sure of itself has hardly any
 
 
 def check_choices(kind: str, score: str, loss: str) -> None:
@@ -280,20 +281,7 @@ def taylor_importance(module: GraphModule, teacher: Model, batches: list[Batch])
 
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, 2019, arXiv:1906.10771, equation 8.
     """
-    named = dict(module.named_parameters())
-    total = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
-    generator = torch.Generator().manual_seed(0)
-    model = replace(teacher, module=module)
-    for batch in batches:
-        for pieces in zip(*(torch.split(x, teacher.wanted.batch or TAYLOR_BATCH) for x in batch.inputs), strict=True):
-            scores = model.run(tuple(pieces)).flatten(0, -2)
-            drawn = torch.multinomial((scores.detach() / TAYLOR_TEMPERATURE).softmax(-1), 1, generator=generator)
-            loss = nn.functional.cross_entropy(scores, drawn.squeeze(1))
-            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            for (name, parameter), gradient in zip(named.items(), gradients, strict=True):
-                if gradient is not None:
-                    total[name] += (parameter.detach() * gradient).abs()
-    return total
+    return gradient_sums(replace(teacher, module=module), dict(module.named_parameters()), batches, TAYLOR)
 
 
 def _named(teacher: Model, spec: StudentSpec, kind: str, network: Network) -> Student:
