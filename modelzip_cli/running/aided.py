@@ -1,7 +1,8 @@
 """quantize, prune and compress with the help of the model: statistics before, repair after, and what the model does.
 
 A run is one of the engine, or two: where the model that it gave is repaired or trained, the engine runs again over the
-source with what that changed. Memory is that of the model twice beside the statistics of a few layers (calibrate.py).
+source with what that changed. Memory is that of the model twice beside the statistics of a few layers (calibrate.py);
+`recover` takes that of a training.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from modelzip_cli.running.ladder import Network
 from modelzip_cli.running.lesson import Lesson
 from modelzip_cli.running.model import Model
 from modelzip_cli.running.recover import recover
-from modelzip_cli.running.repair import distance, repair
+from modelzip_cli.running.repair import distance, repair, vectors
 from modelzip_cli.running.training import State
 from modelzip_cli.single import Aid, Settings, compress_file
 from modelzip_cli.statistics import FISHER, HESSIAN, SENSITIVITY, StatisticsFile
@@ -234,7 +235,7 @@ class _Run:
         bits = report.totals["bits_per_weight"]
         if recipe.pruning is None and (bits is None or bits >= REPAIRED_BELOW):
             return AS_IS, self.aid, {}
-        before = self.state(model)
+        before = vectors(self.state(model))
         self.bench.judge(AS_IS, model)
         done = repair(model, self.bench.dense, self.bench.batches)
         if not done and not trained:
@@ -277,10 +278,10 @@ class _Run:
         return replace(self.aid, masks=masks, replaced=replaced), dict.fromkeys(replaced, LEARNT)
 
     def state(self, model: Model) -> dict[str, Tensor]:
-        """A copy of the model's tensors of a float dtype, by the names of the checkpoint."""
+        """The model's tensors of a float dtype, by the names of the checkpoint."""
         own = model.module.state_dict()
         return {
-            theirs: own[ours].detach().clone()
+            theirs: own[ours]
             for ours, theirs in self.bench.names.items()
             if ours in own and own[ours].is_floating_point()
         }
@@ -317,4 +318,4 @@ def _without_schemes(recipe: Recipe) -> Recipe:
 
 
 def _changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in after.items() if not tensor.equal(before[name])}
+    return {name: after[name] for name, tensor in before.items() if not tensor.equal(after[name])}

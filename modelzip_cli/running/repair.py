@@ -29,15 +29,20 @@ def repair(model: Model, dense: Model, batches: Sequence[Batch]) -> str:
     its layer: b + (W - W') E[x], with E[x] the mean input of `dense`. What brings the outputs no nearer to those of
     `dense`, on the same batches, is undone.
     """
-    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    before = vectors(model.module.state_dict())
     far = distance(model, dense, batches)
     done = REESTIMATED if reestimate(model.module, [batch.inputs for batch in batches]) else ""
     if not done and _correct(model, dense, batches):
         done = CORRECTED
     if done and distance(model, dense, batches) >= far:
-        model.module.load_state_dict(before)
+        model.module.load_state_dict(before, strict=False)
         return ""
     return done
+
+
+def vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of all that a repair may change: running statistics and biases. Weights would take much memory."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor.ndim < 2}
 
 
 def distance(model: Model, dense: Model, batches: Sequence[Batch]) -> float:
