@@ -94,7 +94,7 @@ def compress_with_model(
         tempfile.TemporaryDirectory(prefix="modelzip-") as scratch,
         _statistics(bench, study, settings, recipe, specs, decisions, Path(scratch)) as statistics,
     ):
-        run = _Run(path, recipe, settings, command, study, bench, specs, Aid(statistics), Path(scratch))
+        run = _Run(path, recipe, settings, command, study, bench, specs, decisions, Aid(statistics), Path(scratch))
         return run.planned(output) if settings.dry_run else run.written(output)
 
 
@@ -155,6 +155,7 @@ class _Run:
     study: Study
     bench: Bench
     specs: Mapping[str, TensorSpec]
+    decisions: Mapping[str, Decision]  # the same whichever criterion prunes
     aid: Aid
     scratch: Path
 
@@ -169,14 +170,13 @@ class _Run:
         self.study.say("evaluating the dense model")
         self.bench.judge(DENSE, self.bench.dense, latency=True)
         label, recipe, aid = AS_IS, self.recipe, self.aid
-        _, decisions = _decided(self.path, self.recipe)
-        helpless = self.aid.statistics is None and kinds_for(self.recipe, decisions)
+        helpless = self.aid.statistics is None and kinds_for(self.recipe, self.decisions)
         notes = ["no layer's inputs were seen: weights are rounded one by one"] if helpless else []
         reasons: Mapping[str, str] = {}
         if self.is_auto:
             recipe, note = self.chosen()
             notes.append(note)
-        if self.changes_much(recipe):
+        if self.changes_much:
             label, aid, reasons = self.improved(recipe)
         final = replace(self.settings, ready=self.judge_of(label))
         report = compress_file(self.path, output, recipe, final, command=self.command, aid=self.used(recipe, aid))
@@ -220,12 +220,12 @@ class _Run:
         report = compress_file(self.path, target, recipe, settings, command=self.command, aid=aid)
         return self.bench.loaded(load_file(target), size=target.stat().st_size), report
 
-    def changes_much(self, recipe: Recipe) -> bool:
+    @property
+    def changes_much(self) -> bool:
         """Whether there may be something to repair: what is pruned, or stored in few bits."""
-        _, decisions = _decided(self.path, recipe)
-        lossy = [one.scheme for one in decisions.values() if one.scheme and not one.scheme.raw]
+        lossy = [one.scheme for one in self.decisions.values() if one.scheme and not one.scheme.raw]
         few = any(scheme.levels is None or scheme.bits < REPAIRED_BELOW for scheme in lossy)
-        return recipe.pruning is not None or few
+        return self.recipe.pruning is not None or few
 
     def improved(self, recipe: Recipe) -> tuple[str, Aid, dict[str, str]]:
         """Repair what the engine makes, and let it learn: the last stage, what the engine is to be given when it runs
